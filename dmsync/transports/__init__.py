@@ -1,0 +1,1 @@
+"""Ordered byte streams between clusters: asyncssh, an ssh command, pipes. Bytes only."""
