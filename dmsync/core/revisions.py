@@ -1,0 +1,218 @@
+"""The syntax of revisions, parsed into values (README, "Revisions"); engine/history resolves them.
+
+HEAD  @  branch  tag  remote/branch  id  X^  X^n  X~n  X@{n}  X@{time}  X@{u}  A..B  A...B
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from typing import Final
+
+from dmsync.core.names import shown
+from dmsync.errors import UsageError
+
+REVISION_CHARACTERS_MAX: Final = 1024
+STEPS_MAX: Final = 256
+COUNT_MAX: Final = 2**31 - 1
+ID_HEX_CHARACTERS: Final = 64
+PREFIX_HEX_CHARACTERS_MIN: Final = 4
+HEAD: Final = "HEAD"
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """`^n`: the n-th parent, 1 the first; 0 the commit itself."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """`~n`: n times the first parent."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReflogEntry:
+    """`@{n}`: where the ref was n changes ago; 0 is now."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReflogTime:
+    """`@{time}`: where the ref was then; `time_of` turns the text into a time."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """`@{u}`: the remote branch that the branch follows."""
+
+
+Step = Parent | Ancestor | ReflogEntry | ReflogTime | Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One commit: `base` is `HEAD` or a name or id as written, then steps from left to right."""
+
+    base: str
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def is_head(self) -> bool:
+        return self.base == HEAD
+
+    @property
+    def id_prefix(self) -> str | None:
+        """`base` in lower case when it may be an id or the beginning of one (4 hex or more)."""
+        return self.base.lower() if _ID_PREFIX.fullmatch(self.base) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """`A..B`: what B has and A lacks. With `symmetric`, `A...B`: what only one of them has."""
+
+    left: Revision
+    right: Revision
+    symmetric: bool = False
+
+
+_BASE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*", re.ASCII)
+_ID_PREFIX: Final = re.compile(r"[0-9a-fA-F]{4,64}", re.ASCII)
+_STEP: Final = re.compile(r"\^([0-9]*)|~([0-9]*)|@\{([^{}]*)\}", re.ASCII)
+_AGO: Final = re.compile(
+    r"([0-9]{1,9})[ .]?(second|minute|hour|day|week|month|year)s?[ .]ago", re.ASCII
+)
+_SECONDS: Final = {
+    "second": 1,
+    "minute": 60,
+    "hour": 3600,
+    "day": 86_400,
+    "week": 604_800,
+    "month": 30 * 86_400,
+    "year": 365 * 86_400,
+}
+
+
+def _bad(text: str, why: str) -> UsageError:
+    return UsageError(f"bad revision {shown(text)}: {why}")
+
+
+def _count(text: str, digits: str) -> int:
+    if len(digits) > 10 or int(digits) > COUNT_MAX:
+        raise _bad(text, "the number is too large")
+    return int(digits)
+
+
+def _at_step(text: str, inside: str) -> Step:
+    if inside in ("u", "upstream"):
+        return Upstream()
+    if not inside.strip():
+        raise _bad(text, "nothing between the braces")
+    if inside.isascii() and inside.isdigit():
+        return ReflogEntry(_count(text, inside))
+    check_time(inside)
+    return ReflogTime(inside)
+
+
+def parse_revision(text: str) -> Revision:
+    """Parse one revision (no range, no path). Raises UsageError."""
+    if len(text) > REVISION_CHARACTERS_MAX:
+        raise _bad(text, "it is too long")
+    base, position = _parse_base(text)
+    steps: list[Step] = []
+    while position < len(text):
+        match = _STEP.match(text, position)
+        if match is None or len(steps) >= STEPS_MAX:
+            raise _bad(text, f"cannot read {shown(text[position:])}")
+        parent, ancestor, inside = match.groups()
+        if parent is not None:
+            steps.append(Parent(_count(text, parent or "1")))
+        elif ancestor is not None:
+            steps.append(Ancestor(_count(text, ancestor or "1")))
+        else:
+            steps.append(_at_step(text, inside))
+        position = match.end()
+    return Revision(base, tuple(steps))
+
+
+def _parse_base(text: str) -> tuple[str, int]:
+    """(base, where the steps begin). `@` is HEAD, and `@{...}` alone is about HEAD."""
+    if text.startswith("@{"):
+        return HEAD, 0
+    if text.startswith("@"):
+        return HEAD, 1
+    match = _BASE.match(text)
+    if match is None:
+        raise _bad(text, "it begins with no name or id" if text else "it is empty")
+    base = match.group()
+    if ".." in base or "//" in base or base.endswith(("/", ".")):
+        raise _bad(text, f"{shown(base)} is no name")
+    return base, match.end()
+
+
+def parse_revision_or_range(text: str) -> Revision | Range:
+    """Parse a revision, `A..B` or `A...B`; a side left out is HEAD. Raises UsageError."""
+    at = _outside_braces(text, "..")
+    if at < 0:
+        return parse_revision(text)
+    symmetric = text.startswith("...", at)
+    left, right = text[:at], text[at + (3 if symmetric else 2) :]
+    if not left and not right:
+        raise _bad(text, "a range needs at least one end")
+    return Range(parse_revision(left or HEAD), parse_revision(right or HEAD), symmetric)
+
+
+def split_path(text: str) -> tuple[Revision, str]:
+    """Parse `REV:PATH`; an empty PATH is the whole tree. Raises UsageError."""
+    at = _outside_braces(text, ":")
+    if at < 0:
+        raise _bad(text, "expected REVISION:PATH")
+    return parse_revision(text[:at] or HEAD), text[at + 1 :]
+
+
+def _outside_braces(text: str, wanted: str) -> int:
+    """Index of the first `wanted` that is not within `{}`, or -1."""
+    depth = 0
+    for index, character in enumerate(text):
+        if character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+        elif depth <= 0 and text.startswith(wanted, index):
+            return index
+    return -1
+
+
+def check_time(text: str) -> None:
+    """Raise UsageError unless `time_of` understands `text`."""
+    time_of(text, now_ns=0, zone=UTC)
+
+
+def time_of(text: str, *, now_ns: int, zone: tzinfo) -> int:
+    """Nanoseconds since 1970 UTC of a time as users write it.
+
+    ISO 8601 (`2026-11-21`, `2026-11-21 09:30`, with or without offset; without one it is in
+    `zone`), `now`, `yesterday`, or `2 hours ago` (also `2.hours.ago`; a month is 30 days).
+
+    Raises:
+        UsageError: not understood.
+    """
+    plain = text.strip().lower()
+    if plain == "now":
+        return now_ns
+    ago = _AGO.fullmatch("1 day ago" if plain == "yesterday" else plain)
+    if ago is not None:
+        return now_ns - int(ago.group(1)) * _SECONDS[ago.group(2)] * 1_000_000_000
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError as exc:
+        raise UsageError(f"cannot read the time {shown(text)}") from exc
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=zone)
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000

@@ -1,0 +1,989 @@
+"""The catalog: every question about a store, answered from a projection of the event log.
+
+The log is the truth; `catalog.sqlite` can be dropped at any time and is rebuilt by replaying it.
+Queries never wait for a writer and never write. A projection that is behind (its writer died
+between log and projection) is caught up by whoever gets the log lock; a reader that finds the
+lock taken reads what is there, for the holder is catching up itself (protocol/STORE.md 5).
+"""
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from secrets import randbits, token_bytes
+from typing import Any, Final, Self, cast
+
+from dmsync.core.encoding import decode, encode
+from dmsync.core.events import (
+    UNIQUE_ID_BYTES,
+    DotPurged,
+    EpochStarted,
+    Event,
+    Operation,
+    event_to_value,
+)
+from dmsync.core.ids import ID_BYTES, DotId, ObjectId
+from dmsync.errors import (
+    Busy,
+    Corruption,
+    DotNotFound,
+    StorageFailed,
+    StorageFull,
+    UsageError,
+)
+from dmsync.storage import schema
+from dmsync.storage.catalog_graph import CatalogGraph
+from dmsync.storage.catalog_rows import (
+    CommitRow,
+    DotRow,
+    ObservedRow,
+    OperationRow,
+    ReflogRow,
+    RefRow,
+    RemoteRow,
+    SwitchRow,
+    TransferRow,
+    TreeRow,
+    WorkingRow,
+)
+from dmsync.storage.durable import fsync_directory, remove_if_there, storage_errors
+from dmsync.storage.event_log import START, EventLog, Position
+from dmsync.storage.layout import Layout, open_store
+from dmsync.storage.locks import FileLock
+from dmsync.storage.projections import Projection, ReadCommit
+
+__all__ = [
+    "Catalog",
+    "CatalogGraph",
+    "CommitRow",
+    "DotRow",
+    "ObservedRow",
+    "OperationRow",
+    "RefRow",
+    "ReflogRow",
+    "RemoteRow",
+    "SwitchRow",
+    "Transaction",
+    "TransferRow",
+    "TreeRow",
+    "WorkingRow",
+]
+
+LOCK_WAIT_S_DEFAULT: Final = 10.0
+CHECKPOINT_WAL_BYTES: Final = 4 * 1024 * 1024
+PREFIX_MATCHES_MAX: Final = 32
+
+
+_TIME_OF: Final = (
+    "(SELECT time_ns FROM operations WHERE first_seq <= {} ORDER BY first_seq DESC LIMIT 1)"
+)
+_ID_OF: Final = "COALESCE((SELECT id FROM commits WHERE rid = {0}), {0})"
+_DOT_COLUMNS: Final = f"dot, namespace, name, owner, head, {_TIME_OF.format('created_seq')}, trash"
+_OPERATION_COLUMNS: Final = (
+    "first_seq, first_seq + events - 1, time_ns, op_id, "
+    "(SELECT text FROM texts WHERE number = command), "
+    "(SELECT text FROM texts WHERE number = actor), segment, record_offset"
+)
+_TRANSFER_COLUMNS: Final = (
+    f"transfer_id, direction, remote, dot, branch, {_TIME_OF.format('started_seq')}, "
+    f"CASE WHEN finished_seq IS NULL THEN NULL ELSE {_TIME_OF.format('finished_seq')} END, "
+    "status, summary"
+)
+_NUMBER_OF_DOT: Final = "(SELECT number FROM dots WHERE dot = ?)"
+_COMMIT_IS: Final = (
+    f"c.dot = {_NUMBER_OF_DOT} AND substr(c.id, 1, 8) = substr(?, 1, 8) AND c.id = ?"
+)
+
+_transaction_locks: dict[str, threading.Lock] = {}
+"""Per store: threads of one process queue here instead of polling the file lock."""
+_transaction_locks_guard: Final = threading.Lock()
+
+
+def _transaction_lock(home: str) -> threading.Lock:
+    with _transaction_locks_guard:
+        return _transaction_locks.setdefault(os.path.realpath(home), threading.Lock())
+
+
+class _Unusable(Exception):
+    """The database file is missing, damaged, of another schema, or not of this log."""
+
+
+_DAMAGED: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    no_such = isinstance(error, sqlite3.OperationalError) and "no such" in str(error)
+    return (code is not None and code & 0xFF in _DAMAGED) or no_such
+
+
+def _translated(error: sqlite3.Error) -> StorageFull | StorageFailed | Corruption:
+    code = getattr(error, "sqlite_errorcode", 0) or 0
+    if code & 0xFF == sqlite3.SQLITE_FULL:
+        return StorageFull(f"catalog: {error}")
+    if _is_damage(error):
+        return Corruption(f"catalog: {error}", hint="remove catalog.sqlite: it is rebuilt")
+    return StorageFailed(f"catalog: {error}")
+
+
+class Transaction:
+    """One operation being put together; see Catalog.transaction."""
+
+    def __init__(
+        self, projection: Projection, operation: Operation, already_applied: OperationRow | None
+    ) -> None:
+        self._projection = projection
+        self._operation = operation
+        self._events: list[Event] = []
+        self.already_applied = already_applied
+        """The operation of the same op_id, when this is a retry: appending does nothing."""
+
+    @property
+    def op_id(self) -> bytes:
+        return self._operation.op_id
+
+    @property
+    def time_ns(self) -> int:
+        """When this store learns of what is appended."""
+        return self._operation.time_ns
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._events
+
+    def append(self, event: Event) -> int:
+        """Add an event; queries of this thread see its effect at once. Returns its seq.
+
+        Raises:
+            RefConflict: RefChanged.old is not the ref's value.
+            ObjectMissing: a commit or its parent is not in the dot's packs.
+            AlreadyExists, NotFound, InvalidName, BadObject: the event is not acceptable; what was
+                appended before stays, if the caller goes on.
+        """
+        seq = self._operation.first_seq + len(self._events)
+        if self.already_applied is not None:
+            return self.already_applied.last_seq
+        event_to_value(event)
+        with self._projection.savepoint():
+            self._projection.check(event)
+            if not self._events:
+                self._projection.begin_operation(self._operation)
+            self._projection.apply(seq, event)
+        self._events.append(event)
+        return seq
+
+    def finished(self) -> Operation:
+        return replace(self._operation, events=tuple(self._events))
+
+
+class Catalog:
+    """All queries about one store, and its transactions. Safe to share between threads."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        read_commit: ReadCommit,
+        *,
+        lock_wait_s: float = LOCK_WAIT_S_DEFAULT,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Opens nothing; use Catalog.open."""
+        self.layout = layout
+        self.lock_wait_s = lock_wait_s
+        self._read_commit = read_commit
+        self._clock_ns = clock_ns
+        self._path = layout.catalog_file
+        self._log = EventLog(layout.events_dir)
+        self._thread_lock = _transaction_lock(layout.home)
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._connections_guard = threading.Lock()
+        self.rebuilt_because: str | None = None
+        """Why this object had to rebuild the projection, for fsck and logs."""
+
+    @classmethod
+    def open(
+        cls,
+        home: str | Layout,
+        read_commit: ReadCommit,
+        *,
+        lock_wait_s: float = LOCK_WAIT_S_DEFAULT,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> Self:
+        """Open a store's catalog, caught up with the log.
+
+        `read_commit(dot, id)` reads a commit's payload from the dot's packs.
+
+        Raises:
+            StoreNotFound, FormatUnsupported, AccessDenied, Corruption
+            Busy: the projection must be rebuilt and a writer holds the log lock.
+        """
+        layout = home if isinstance(home, Layout) else open_store(home)
+        catalog = cls(layout, read_commit, lock_wait_s=lock_wait_s, clock_ns=clock_ns)
+        try:
+            catalog.refresh()
+        except BaseException:
+            catalog.close()
+            raise
+        return catalog
+
+    def close(self) -> None:
+        """Close the connections of all threads; the catalog may not be used any more."""
+        with self._connections_guard:
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.close()
+        self._local = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- connections ----------------------------------------------------------------------------
+
+    def _reader(self) -> sqlite3.Connection:
+        """This thread's reading connection; inside a transaction the writing one."""
+        writing: sqlite3.Connection | None = getattr(self._local, "writing", None)
+        if writing is not None:
+            return writing
+        identity = self._file_identity()
+        connection: sqlite3.Connection | None = getattr(self._local, "reader", None)
+        if connection is not None and self._local.identity == identity:
+            return connection
+        if connection is not None:
+            self._forget(connection)  # the file has been replaced by a rebuilt one
+        self._local.reader = connection = self._connect(read_only=True)
+        self._local.identity = identity
+        return connection
+
+    def _file_identity(self) -> tuple[int, int]:
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError as exc:
+            raise _Unusable("it is missing") from exc
+        return status.st_dev, status.st_ino
+
+    def _connect(self, *, read_only: bool) -> sqlite3.Connection:
+        """Connect to the file now in place, which has a schema of ours. Raises _Unusable."""
+        for _ in range(8):
+            identity = self._file_identity()
+            connection = None
+            try:
+                connection = schema.connect(self._path, read_only=read_only)
+                # Also opens the WAL, which is found by name: below we make sure that database
+                # and WAL are of the same file, not of one renamed into place in between.
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                connection.execute("SELECT 1 FROM meta").fetchone()
+            except sqlite3.Error as exc:
+                if connection is not None:
+                    connection.close()
+                if _is_damage(exc):
+                    raise _Unusable(f"it is damaged: {exc}") from exc
+                raise _translated(exc) from exc
+            if version != schema.SCHEMA_VERSION:
+                connection.close()
+                raise _Unusable(f"it has schema {version}")
+            if self._file_identity() == identity:
+                with self._connections_guard:
+                    self._connections.append(connection)
+                return connection
+            connection.close()
+        raise StorageFailed("catalog.sqlite is being replaced again and again")
+
+    def _forget(self, connection: sqlite3.Connection) -> None:
+        with self._connections_guard:
+            if connection in self._connections:
+                self._connections.remove(connection)
+        connection.close()
+
+    # --- catching up ----------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Bring the projection up to the log if it is behind; see the module's text for when a
+        reader waits. Cheap when there is nothing to do.
+
+        Raises:
+            Busy: it must be rebuilt and a writer holds the log lock too long.
+        """
+        try:
+            position = self._position(self._reader())
+            if self._log.holds(position) and not self._log.reaches_past(position):
+                return
+            wait_s = 0.0 if self._log.holds(position) else self.lock_wait_s
+        except _Unusable:
+            wait_s = self.lock_wait_s
+        try:
+            with self._locked(wait_s):
+                self._catch_up_locked()
+        except Busy:
+            if wait_s > 0:
+                raise
+
+    @contextmanager
+    def _locked(self, wait_s: float) -> Iterator[None]:
+        """Hold the log lock. Raises Busy."""
+        if getattr(self._local, "writing", None) is not None:
+            raise AssertionError("transactions do not nest")
+        deadline = time.monotonic() + wait_s
+        if not self._thread_lock.acquire(timeout=max(wait_s, 0)):
+            raise Busy("the event log is in use by this process", hint="try again")
+        try:
+            remaining_s = max(0.0, deadline - time.monotonic())
+            with FileLock(self.layout.log_lock_file, what="the event log", wait_s=remaining_s):
+                yield
+        finally:
+            self._thread_lock.release()
+
+    @staticmethod
+    def _position(connection: sqlite3.Connection) -> Position:
+        """How far the projection has got. Raises _Unusable."""
+        try:
+            row = connection.execute("SELECT value FROM meta WHERE key = 'position'").fetchone()
+        except sqlite3.Error as exc:
+            if _is_damage(exc):
+                raise _Unusable(f"it is damaged: {exc}") from exc
+            raise _translated(exc) from exc
+        if row is None:
+            raise _Unusable("it is incomplete")
+        try:
+            segment, record_offset, end_offset, last_seq, chain_hash = decode(row[0])
+        except (Corruption, TypeError, ValueError) as exc:
+            raise _Unusable("it is damaged") from exc
+        return Position(segment, record_offset, end_offset, last_seq, chain_hash)
+
+    def _catch_up_locked(self) -> Position:
+        """Under the log lock: the projection equals the log on return."""
+        self.layout.read_format().check(writing=True)
+        try:
+            connection = self._connect(read_only=False)
+            try:
+                position = self._position(connection)
+                if not self._log.holds(position):
+                    raise _Unusable("it is not of this log")
+                if not self._log.reaches_past(position):
+                    return position
+                return self._replay(connection, position)
+            finally:
+                self._forget(connection)
+        except _Unusable as exc:
+            return self._rebuild_locked(str(exc))
+        except sqlite3.Error as exc:
+            if not _is_damage(exc):
+                raise _translated(exc) from exc
+            return self._rebuild_locked(f"it is damaged: {exc}")
+
+    def _replay(self, connection: sqlite3.Connection, after: Position) -> Position:
+        """Apply what the log has after a position, in one SQL transaction."""
+        purged = frozenset(
+            event.dot
+            for operation, _ in self._log.read(after)
+            for event in operation.events
+            if isinstance(event, DotPurged)
+        )
+        projection = Projection(connection, self._read_commit, is_replay=True, purged=purged)
+        position = after
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for operation, position in self._log.recover(after):
+                projection.apply_operation(operation, position.segment, position.record_offset)
+            _store_position(projection, position)
+            connection.execute("COMMIT")
+        except BaseException:
+            _roll_back(connection)
+            raise
+        return position
+
+    def rebuild(self) -> None:
+        """Replace the projection by a replay of the whole log (fsck, after repairs).
+
+        Raises:
+            Busy, Corruption, StorageFull, StorageFailed
+        """
+        with self._locked(self.lock_wait_s):
+            self._rebuild_locked("asked for")
+
+    def _rebuild_locked(self, reason: str) -> Position:
+        was_ahead = self._projection_was_ahead()
+        self.rebuilt_because = reason
+        fresh = f"{self._path}.new"
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            remove_if_there(fresh + suffix)
+        position = self._build(fresh)
+        with storage_errors("replacing catalog.sqlite"):
+            # A WAL belongs to the database by its name: the old one must not meet the new file.
+            for suffix in ("-wal", "-shm"):
+                remove_if_there(self._path + suffix)
+            os.rename(fresh, self._path)
+        fsync_directory(self.layout.home)
+        return self._start_epoch(position) if was_ahead else position
+
+    def _projection_was_ahead(self) -> bool:
+        """Whether the old file knew events that the log no longer has."""
+        try:
+            connection = self._connect(read_only=True)
+        except (_Unusable, StorageFailed):
+            return False
+        try:
+            position = self._position(connection)
+            return not self._log.holds(position)
+        except _Unusable:
+            return False
+        finally:
+            self._forget(connection)
+
+    def _build(self, path: str) -> Position:
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            # Nobody reads it before the rename, and a cut build is thrown away.
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.executescript(schema.SCHEMA)
+            connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
+            position = self._replay(connection, START)
+            connection.execute("PRAGMA synchronous = FULL")
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise StorageFailed("SQLite cannot use a WAL on this filesystem")
+            # A last write through the WAL makes closing checkpoint, and so sync, the whole file.
+            connection.execute("UPDATE meta SET value = value WHERE key = 'position'")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as exc:
+            raise _translated(exc) from exc
+        finally:
+            connection.close()
+        os.chmod(path, 0o600)
+        return position
+
+    def _start_epoch(self, position: Position) -> Position:
+        """Sequence numbers that peers may have seen will be given out again: say so."""
+        operation = Operation(
+            position.last_seq + 1,
+            self._clock_ns(),
+            token_bytes(UNIQUE_ID_BYTES),
+            "recover",
+            "",
+            (EpochStarted(randbits(63)),),
+        )
+        self._log.append(operation, position)
+        connection = self._connect(read_only=False)
+        try:
+            return self._replay(connection, position)
+        finally:
+            self._forget(connection)
+
+    # --- transactions ---------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(
+        self, command: str, actor: str, op_id: bytes | None = None
+    ) -> Iterator[Transaction]:
+        """Append events as one operation: all of them, durable on leaving, or none.
+
+        Holds the log lock: keep the body short and do not await in it. Nothing is logged when
+        the body raises or appends nothing. With an op_id that was applied before,
+        `tx.already_applied` says so and appending does nothing.
+
+        Raises:
+            Busy: the log lock is held by another for longer than `lock_wait_s`.
+            StorageFull, StorageFailed: nothing was recorded, unless `recorded` is among the facts:
+                then the log has it and the projection follows when it can be written.
+        """
+        with self._locked(self.lock_wait_s):
+            position = self._catch_up_locked()
+            connection = self._connect(read_only=False)
+            self._local.writing = connection
+            try:
+                yield from self._run_transaction(connection, position, command, actor, op_id)
+            finally:
+                self._local.writing = None
+                self._forget(connection)
+
+    def _run_transaction(
+        self,
+        connection: sqlite3.Connection,
+        position: Position,
+        command: str,
+        actor: str,
+        op_id: bytes | None,
+    ) -> Iterator[Transaction]:
+        operation = Operation(
+            position.last_seq + 1,
+            self._clock_ns(),
+            op_id if op_id is not None else token_bytes(UNIQUE_ID_BYTES),
+            _storable(command),
+            _storable(actor),
+            (),
+        )
+        projection = Projection(connection, self._read_commit)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            applied = self.operation_result(operation.op_id) if op_id is not None else None
+            transaction = Transaction(projection, operation, applied)
+            yield transaction
+            end = position
+            if not transaction.is_empty:
+                end = self._log.append(transaction.finished(), position)
+        except BaseException as exc:
+            _roll_back(connection)
+            if isinstance(exc, sqlite3.Error):
+                raise _translated(exc) from exc
+            raise
+        if transaction.is_empty:
+            _roll_back(connection)
+            return
+        self._project(connection, projection, transaction.finished(), position, end)
+
+    def _project(
+        self,
+        connection: sqlite3.Connection,
+        projection: Projection,
+        operation: Operation,
+        before: Position,
+        end: Position,
+    ) -> None:
+        """Commit what the log now has; from here on failures cannot take the operation back."""
+        try:
+            projection.end_operation(
+                operation.first_seq, len(operation.events), end.segment, end.record_offset
+            )
+            _store_position(projection, end)
+            connection.execute("COMMIT")
+            schema.checkpoint(connection, self._path, wal_bytes_min=CHECKPOINT_WAL_BYTES)
+        except sqlite3.Error as exc:
+            _roll_back(connection)
+            error = _translated(exc)
+            error.message = f"the change is recorded, but not yet visible: {error.message}"
+            error.facts["recorded"] = True
+            error.facts["seq"] = operation.last_seq
+            raise error from exc
+
+    # --- queries: the store ---------------------------------------------------------------------
+
+    def _rows(self, sql: str, *parameters: object) -> list[Any]:
+        try:
+            return self._reader().execute(sql, parameters).fetchall()
+        except _Unusable as exc:
+            damage: Exception = exc
+        except sqlite3.Error as exc:
+            if not _is_damage(exc):
+                raise _translated(exc) from exc
+            damage = exc
+        return self._rows_after_rebuild(damage, sql, parameters)
+
+    def _rows_after_rebuild(
+        self, damage: Exception, sql: str, parameters: tuple[object, ...]
+    ) -> list[Any]:
+        """Damage that shows only now: rebuild once and ask again."""
+        if getattr(self._local, "writing", None) is not None:
+            raise Corruption(
+                f"catalog: {damage}", hint="remove catalog.sqlite: it is rebuilt"
+            ) from damage
+        reader: sqlite3.Connection | None = getattr(self._local, "reader", None)
+        if reader is not None:
+            self._local.reader = None
+            self._forget(reader)
+        with self._locked(self.lock_wait_s):
+            self._rebuild_locked(str(damage))
+        try:
+            return self._reader().execute(sql, parameters).fetchall()
+        except sqlite3.Error as exc:
+            raise _translated(exc) from exc
+
+    def _row(self, sql: str, *parameters: object) -> Any:
+        rows = self._rows(sql, *parameters)
+        return rows[0] if rows else None
+
+    def _meta(self, key: str) -> Any:
+        row = self._row("SELECT value FROM meta WHERE key = ?", key)
+        return row[0] if row else None
+
+    def cluster_id(self) -> bytes:
+        """Raises Corruption when the log does not begin with StoreCreated."""
+        value = self._meta("cluster_id")
+        if value is None:
+            raise Corruption("the event log does not begin with the store's creation")
+        return cast(bytes, value)
+
+    def epoch(self) -> int:
+        return int(self._meta("epoch") or 0)
+
+    def last_seq(self) -> int:
+        """Sequence number of the newest event that the projection shows."""
+        value = self._meta("position")
+        return int(decode(value)[3]) if value is not None else 0
+
+    def digest(self) -> dict[str, str]:
+        """Per table a hash of its rows: a rebuilt projection has the same."""
+        return schema.digest_of_rows(self._reader())
+
+    # --- queries: dots --------------------------------------------------------------------------
+
+    def dots(self, *, include_deleted: bool = False) -> list[DotRow]:
+        """By namespace and name."""
+        condition = "" if include_deleted else "WHERE trash IS NULL"
+        rows = self._rows(
+            f"SELECT {_DOT_COLUMNS} FROM dots {condition} ORDER BY namespace, name, number"
+        )
+        return [DotRow(*row) for row in rows]
+
+    def dot(self, dot: DotId) -> DotRow | None:
+        """Also a deleted one (`trash` is set) until it is purged."""
+        row = self._row(f"SELECT {_DOT_COLUMNS} FROM dots WHERE dot = ?", dot)
+        return DotRow(*row) if row else None
+
+    def dot_by_name(self, namespace: str, name: str) -> DotRow | None:
+        row = self._row(
+            f"SELECT {_DOT_COLUMNS} FROM dots WHERE namespace = ? AND name = ? AND trash IS NULL",
+            namespace,
+            name,
+        )
+        return DotRow(*row) if row else None
+
+    def current_dot(self) -> DotId | None:
+        value = self._meta("current_dot")
+        return DotId(value) if value is not None else None
+
+    def head(self, dot: DotId) -> str:
+        """The dot's current branch. Raises DotNotFound."""
+        row = self._row("SELECT head FROM dots WHERE dot = ?", dot)
+        if row is None:
+            raise DotNotFound(f"no dot with id {dot.hex()}", dot=dot.hex())
+        return cast(str, row[0])
+
+    # --- queries: refs --------------------------------------------------------------------------
+
+    def refs(self, dot: DotId, prefix: str = "", *, since_seq: int = 0) -> list[RefRow]:
+        """Existing refs whose full name begins with `prefix`, by name; only those changed after
+        `since_seq`."""
+        rows = self._rows(
+            f"SELECT name, {_ID_OF.format('target')}, seq, origin FROM refs "
+            f"WHERE dot = {_NUMBER_OF_DOT} AND target IS NOT NULL "
+            "AND substr(name, 1, ?) = ? AND seq > ? ORDER BY name",
+            dot,
+            len(prefix),
+            prefix,
+            since_seq,
+        )
+        return [RefRow(*row) for row in rows]
+
+    def deleted_refs(self, dot: DotId, *, since_seq: int = 0) -> list[tuple[str, int]]:
+        """(full name, seq of the deletion) of refs that existed once, by name."""
+        rows = self._rows(
+            f"SELECT name, seq FROM refs WHERE dot = {_NUMBER_OF_DOT} AND target IS NULL "
+            "AND seq > ? ORDER BY name",
+            dot,
+            since_seq,
+        )
+        return [(name, seq) for name, seq in rows]
+
+    def ref(self, dot: DotId, name: str) -> RefRow | None:
+        """`name` is the full name: `branch/x`, `tag/x`, `remote/R/x`, `stash/x`."""
+        row = self._row(
+            f"SELECT name, {_ID_OF.format('target')}, seq, origin FROM refs "
+            f"WHERE dot = {_NUMBER_OF_DOT} AND name = ? AND target IS NOT NULL",
+            dot,
+            name,
+        )
+        return RefRow(*row) if row else None
+
+    def branches(self, dot: DotId) -> list[RefRow]:
+        """By name; an unborn branch is none."""
+        return self.refs(dot, "branch/")
+
+    def branch(self, dot: DotId, name: str) -> RefRow | None:
+        return self.ref(dot, f"branch/{name}")
+
+    def reflog(self, dot: DotId, name: str, *, count: int | None = None) -> list[ReflogRow]:
+        """Changes of the ref of this full name, newest first; also of a deleted ref."""
+        rows = self._rows(
+            f"SELECT l.seq, {_TIME_OF.format('l.seq')}, "
+            "(SELECT text FROM texts t, operations o WHERE t.number = o.command "
+            " AND o.first_seq <= l.seq ORDER BY o.first_seq DESC LIMIT 1), "
+            "(SELECT text FROM texts t, operations o WHERE t.number = o.actor "
+            " AND o.first_seq <= l.seq ORDER BY o.first_seq DESC LIMIT 1), "
+            f"{_ID_OF.format('l.old')}, {_ID_OF.format('l.new')}, "
+            "(SELECT text FROM texts WHERE number = l.kind), COALESCE(l.reason, '') "
+            "FROM refs r JOIN reflog l ON l.ref = r.number "
+            f"WHERE r.dot = {_NUMBER_OF_DOT} AND r.name = ? ORDER BY l.seq DESC LIMIT ?",
+            dot,
+            name,
+            -1 if count is None else count,
+        )
+        return [ReflogRow(*row) for row in rows]
+
+    # --- queries: commits -----------------------------------------------------------------------
+
+    def has_commit(self, dot: DotId, commit: ObjectId) -> bool:
+        return bool(self._rows(f"SELECT 1 FROM commits c WHERE {_COMMIT_IS}", dot, commit, commit))
+
+    def commit(self, dot: DotId, commit: ObjectId) -> CommitRow | None:
+        row = self._row(
+            f"SELECT c.generation, p.payload, {_TIME_OF.format('p.seq')}, p.capture, p.transfer "
+            f"FROM commits c JOIN commit_payloads p ON p.rid = c.rid WHERE {_COMMIT_IS}",
+            dot,
+            commit,
+            commit,
+        )
+        if row is None:
+            return None
+        generation, payload, learnt_ns, capture, transfer = row
+        return CommitRow(
+            commit,
+            generation,
+            payload,
+            learnt_ns,
+            decode(capture) if capture is not None else None,
+            transfer,
+        )
+
+    def commits_with_prefix(self, dot: DotId, hex_prefix: str) -> list[ObjectId]:
+        """Ids beginning with these hex digits, ascending, at most PREFIX_MATCHES_MAX.
+
+        Raises:
+            UsageError: not 1 to 64 hex digits.
+        """
+        digits = 2 * ID_BYTES
+        try:
+            low = bytes.fromhex(hex_prefix.ljust(digits, "0"))
+            high = bytes.fromhex(hex_prefix.ljust(digits, "f"))
+        except ValueError as exc:
+            raise UsageError("a commit id has hex digits only") from exc
+        if not hex_prefix or len(low) != ID_BYTES:
+            raise UsageError("a commit id has 64 hex digits")
+        rows = self._rows(
+            f"SELECT id FROM commits WHERE dot = {_NUMBER_OF_DOT} "
+            "AND substr(id, 1, 8) BETWEEN ? AND ? AND id BETWEEN ? AND ? ORDER BY id LIMIT ?",
+            dot,
+            low[:8],
+            high[:8],
+            low,
+            high,
+            PREFIX_MATCHES_MAX,
+        )
+        return [ObjectId(row[0]) for row in rows]
+
+    def commit_count(self, dot: DotId) -> int:
+        """O(commits of the dot), over an index."""
+        return int(self._row(f"SELECT count(*) FROM commits WHERE dot = {_NUMBER_OF_DOT}", dot)[0])
+
+    def missing_commits(self, dot: DotId) -> list[ObjectId]:
+        """Commits that the log names but whose payload was gone when it was replayed."""
+        rows = self._rows(
+            f"SELECT id FROM missing_commits WHERE dot = {_NUMBER_OF_DOT} ORDER BY id", dot
+        )
+        return [ObjectId(row[0]) for row in rows]
+
+    def parents(self, dot: DotId, commit: ObjectId) -> tuple[ObjectId, ...]:
+        """In order. Raises RevisionNotFound."""
+        return self.graph(dot).parents(commit)
+
+    def graph(self, dot: DotId) -> CatalogGraph:
+        """The dot's commits as core.graph.GraphView; caches what it has read, so make a new one
+        for each question. Raises DotNotFound."""
+        row = self._row("SELECT number FROM dots WHERE dot = ?", dot)
+        if row is None:
+            raise DotNotFound(f"no dot with id {dot.hex()}", dot=dot.hex())
+        return CatalogGraph(self._rows, row[0])
+
+    def commit_delta(self, dot: DotId, commit: ObjectId) -> bytes | None:
+        """The cached delta against the first parent, as store_commit_delta was given it."""
+        row = self._row(
+            "SELECT d.delta FROM commits c JOIN commit_deltas d ON d.rid = c.rid "
+            f"WHERE {_COMMIT_IS}",
+            dot,
+            commit,
+            commit,
+        )
+        return cast(bytes, row[0]) if row else None
+
+    def store_commit_delta(self, dot: DotId, commit: ObjectId, delta: bytes) -> bool:
+        """Cache a delta, within the transaction when there is one. False when the log lock is
+        taken or the commit unknown: a cache is not worth waiting for."""
+        sql = (
+            "INSERT OR REPLACE INTO commit_deltas "
+            f"SELECT c.rid, ? FROM commits c WHERE {_COMMIT_IS}"
+        )
+        parameters = (delta, dot, commit, commit)
+        writing: sqlite3.Connection | None = getattr(self._local, "writing", None)
+        try:
+            if writing is not None:
+                return writing.execute(sql, parameters).rowcount > 0
+            with self._locked(0.0):
+                self._catch_up_locked()
+                connection = self._connect(read_only=False)
+                try:
+                    return connection.execute(sql, parameters).rowcount > 0
+                finally:
+                    self._forget(connection)
+        except (Busy, sqlite3.Error):
+            return False
+
+    # --- queries: trees, remotes, transfers, operations -----------------------------------------
+
+    def working(self, dot: DotId, branch: str) -> ObjectId | None:
+        """The snapshot of the branch's uncommitted state."""
+        row = self._row(
+            f"SELECT {_ID_OF.format('target')} FROM working "
+            f"WHERE dot = {_NUMBER_OF_DOT} AND branch = ?",
+            dot,
+            branch,
+        )
+        return ObjectId(row[0]) if row else None
+
+    def working_snapshots(self, dot: DotId) -> list[WorkingRow]:
+        rows = self._rows(
+            f"SELECT branch, {_ID_OF.format('target')}, reason, seq FROM working "
+            f"WHERE dot = {_NUMBER_OF_DOT} ORDER BY branch",
+            dot,
+        )
+        return [WorkingRow(*row) for row in rows]
+
+    def switches(self, dot: DotId) -> list[SwitchRow]:
+        """Trees of the dot, attached or managed, whose switch has not finished."""
+        rows = self._rows(
+            f"SELECT branch, {_ID_OF.format('from_target')}, {_ID_OF.format('to_target')}, reason "
+            f"FROM switches WHERE dot = {_NUMBER_OF_DOT} ORDER BY branch",
+            dot,
+        )
+        return [SwitchRow(*row) for row in rows]
+
+    def tree(self, dot: DotId) -> TreeRow | None:
+        """The attached directory; None when the dot's trees are managed."""
+        row = self._row(
+            f"SELECT path, as_root, device, inode, branch FROM trees WHERE dot = {_NUMBER_OF_DOT}",
+            dot,
+        )
+        if row is None:
+            return None
+        path, as_root, device, inode, branch = row
+        switches = self.switches(dot)
+        return TreeRow(
+            path,
+            bool(as_root),
+            int.from_bytes(device, "big"),
+            int.from_bytes(inode, "big"),
+            branch,
+            switches[0] if switches else None,
+        )
+
+    def attached_paths(self) -> list[tuple[DotId, bytes]]:
+        rows = self._rows(
+            "SELECT d.dot, t.path FROM trees t JOIN dots d ON d.number = t.dot ORDER BY t.path"
+        )
+        return [(DotId(dot), path) for dot, path in rows]
+
+    def remotes(self) -> list[RemoteRow]:
+        return [
+            RemoteRow(*row)
+            for row in self._rows("SELECT name, url, dm_command FROM remotes ORDER BY name")
+        ]
+
+    def remote(self, name: str) -> RemoteRow | None:
+        row = self._row("SELECT name, url, dm_command FROM remotes WHERE name = ?", name)
+        return RemoteRow(*row) if row else None
+
+    def upstream(self, dot: DotId, remote: str) -> tuple[str, str] | None:
+        """(namespace, name) that the dot has at the remote."""
+        row = self._row(
+            f"SELECT namespace, name FROM upstreams WHERE dot = {_NUMBER_OF_DOT} AND remote = ?",
+            dot,
+            remote,
+        )
+        return (row[0], row[1]) if row else None
+
+    def upstreams(self, dot: DotId) -> list[tuple[str, str, str]]:
+        """(remote, namespace, name), by remote."""
+        rows = self._rows(
+            f"SELECT remote, namespace, name FROM upstreams WHERE dot = {_NUMBER_OF_DOT} "
+            "ORDER BY remote",
+            dot,
+        )
+        return [(remote, namespace, name) for remote, namespace, name in rows]
+
+    def observed(self, remote: str, dot: DotId) -> ObservedRow | None:
+        row = self._row(
+            "SELECT cluster_id, epoch, seq FROM observed WHERE remote = ? AND dot = ?", remote, dot
+        )
+        return ObservedRow(*row) if row else None
+
+    def transfers(self, count: int | None = None) -> list[TransferRow]:
+        """Newest first."""
+        rows = self._rows(
+            f"SELECT {_TRANSFER_COLUMNS} FROM transfers ORDER BY started_seq DESC LIMIT ?",
+            -1 if count is None else count,
+        )
+        return [_transfer(row) for row in rows]
+
+    def transfer(self, transfer_id: bytes) -> TransferRow | None:
+        row = self._row(
+            f"SELECT {_TRANSFER_COLUMNS} FROM transfers WHERE transfer_id = ?", transfer_id
+        )
+        return _transfer(row) if row else None
+
+    def operations(self, count: int | None = None) -> list[OperationRow]:
+        """Newest first."""
+        rows = self._rows(
+            f"SELECT {_OPERATION_COLUMNS} FROM operations ORDER BY first_seq DESC LIMIT ?",
+            -1 if count is None else count,
+        )
+        return [OperationRow(*row) for row in rows]
+
+    def operation_result(self, op_id: bytes) -> OperationRow | None:
+        """The operation that was applied under this op_id, if any."""
+        row = self._row(f"SELECT {_OPERATION_COLUMNS} FROM operations WHERE op_id = ?", op_id)
+        return OperationRow(*row) if row else None
+
+    def operation_with(self, seq: int) -> OperationRow | None:
+        """The operation that event `seq` belongs to."""
+        row = self._row(
+            f"SELECT {_OPERATION_COLUMNS} FROM operations WHERE first_seq <= ? "
+            "AND first_seq + events > ? ORDER BY first_seq DESC LIMIT 1",
+            seq,
+            seq,
+        )
+        return OperationRow(*row) if row else None
+
+    def events_of(self, operation: OperationRow) -> Operation:
+        """Read an operation with its events from the log. Raises Corruption."""
+        found = self._log.operation_at(operation.segment, operation.record_offset)
+        if found.first_seq != operation.first_seq:
+            raise Corruption("the catalog and the event log disagree", seq=operation.first_seq)
+        return found
+
+
+def _store_position(projection: Projection, position: Position) -> None:
+    projection.set_meta(
+        "position",
+        encode(
+            (
+                position.segment,
+                position.record_offset,
+                position.end_offset,
+                position.last_seq,
+                position.chain_hash,
+            )
+        ),
+    )
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        try:
+            connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            pass  # SQLite has rolled back by itself; the first error is the one to report
+
+
+def _storable(text: str) -> str:
+    """Text from an argument vector may hold lone surrogates, which no UTF-8 can."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _transfer(row: tuple[Any, ...]) -> TransferRow:
+    summary = decode(row[-1]) if row[-1] is not None else ()
+    return TransferRow(*(*row[:-1], summary))

@@ -1,0 +1,133 @@
+"""What the catalog's queries return."""
+
+from dataclasses import dataclass
+
+from dmsync.core.events import Capture
+from dmsync.core.ids import DotId, ObjectId
+
+
+@dataclass(frozen=True, slots=True)
+class DotRow:
+    """`head` is the current branch, perhaps unborn; `trash` is None unless the dot is deleted."""
+
+    dot: DotId
+    namespace: str
+    name: str
+    owner: str
+    head: str
+    created_ns: int
+    trash: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RefRow:
+    """`name` is the full name (`branch/x`); `origin` the branch it stems from; `seq` that of the
+    event that last changed it."""
+
+    name: str
+    target: ObjectId
+    seq: int
+    origin: str | None
+
+    @property
+    def short_name(self) -> str:
+        return self.name.partition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRow:
+    """`learnt_ns` is when this store learnt of the commit, by its own clock."""
+
+    id: ObjectId
+    generation: int
+    payload: bytes
+    learnt_ns: int
+    capture: Capture | None
+    transfer: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRow:
+    """A tree that was being switched: finish this before anything else."""
+
+    branch: str
+    from_commit: ObjectId | None
+    to_root_commit: ObjectId | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRow:
+    """The attached directory; `branch` is materialised in it unless `switching_to` is set."""
+
+    path: bytes
+    as_root: bool
+    device: int
+    inode: int
+    branch: str
+    switching_to: SwitchRow | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingRow:
+    branch: str
+    commit: ObjectId
+    reason: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRow:
+    name: str
+    url: str
+    dm_command: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedRow:
+    """How far a remote's log has been read for one dot."""
+
+    cluster_id: bytes
+    epoch: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReflogRow:
+    seq: int
+    time_ns: int
+    command: str
+    actor: str
+    old: ObjectId | None
+    new: ObjectId | None
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRow:
+    """One command's place in the log; `Catalog.events_of` reads its events."""
+
+    first_seq: int
+    last_seq: int
+    time_ns: int
+    op_id: bytes
+    command: str
+    actor: str
+    segment: int
+    record_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRow:
+    """`status` is None while the transfer runs (or was killed)."""
+
+    transfer_id: bytes
+    direction: str
+    remote: str
+    dot: DotId | None
+    branch: str | None
+    started_ns: int
+    finished_ns: int | None
+    status: str | None
+    summary: tuple[tuple[str, str | int | None], ...]

@@ -1,0 +1,117 @@
+"""Making files durable, and the one place where the operating system's refusals get our types.
+
+A failed fsync is never retried on the same file: the kernel may have dropped the pages.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from secrets import token_hex
+
+from dmsync.errors import StorageFailed, StorageFull
+
+Path = str | bytes
+
+
+@contextmanager
+def storage_errors(doing: str) -> Iterator[None]:
+    """Translate OSError from the body. `doing` is the message's beginning: "writing pack X".
+
+    Raises:
+        StorageFull: no space, quota or file size left.
+        StorageFailed: anything else the operating system refuses.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(f"{doing}: {exc.strerror}", errno=exc.errno) from exc
+        raise StorageFailed(f"{doing}: {exc.strerror or exc}", errno=exc.errno or 0) from exc
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises StorageFull, StorageFailed."""
+    with storage_errors(f"syncing directory {os.fsdecode(path)}"):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write everything at the file's position. Raises OSError."""
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(fd, view) :]
+
+
+def write_file_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file: after a crash it has its old or its new content. Durable on return.
+
+    Raises:
+        StorageFull, StorageFailed: the old file is as it was.
+    """
+    target = os.fsencode(path)
+    temporary = target + b".tmp-" + token_hex(8).encode()
+    with storage_errors(f"writing {os.fsdecode(target)}"):
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            try:
+                write_all(fd, data)
+                # The rename must not reach the disk before the bytes do.
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, target)
+        except OSError:
+            remove_if_there(temporary)
+            raise
+    fsync_directory(os.path.dirname(target) or b".")
+
+
+def make_directory_durable(path: Path, mode: int = 0o700) -> None:
+    """Make a directory and its missing parents; each name is durable on return.
+
+    Raises:
+        StorageFull, StorageFailed: also when something else has that name.
+    """
+    target = os.path.abspath(os.fsencode(path))
+    missing = []
+    while not os.path.isdir(target):
+        missing.append(target)
+        target = os.path.dirname(target)
+    for directory in reversed(missing):
+        with storage_errors(f"making directory {os.fsdecode(directory)}"):
+            try:
+                os.mkdir(directory, mode)
+            except FileExistsError:
+                if not os.path.isdir(directory):
+                    raise
+        fsync_directory(os.path.dirname(directory))
+
+
+def remove_if_there(path: Path) -> None:
+    """Unlink a file that may be gone already. Raises OSError for any other reason."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def lock_exclusively(fd: int, *, wait: bool) -> bool:
+    """Take the kernel's open-file-description lock on a whole file; False when another has it.
+
+    It goes with the descriptor, also when the process is killed. Raises OSError.
+    """
+    whole_file = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, whole_file)
+    except OSError as exc:
+        if exc.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True

@@ -1,0 +1,224 @@
+"""Where everything in a store lies; making, opening and refusing one (protocol/STORE.md 1-2)."""
+
+import json
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dmsync.core.events import Operation, StoreCreated
+from dmsync.core.ids import DotId
+from dmsync.errors import AccessDenied, AlreadyExists, Corruption, FormatUnsupported, StoreNotFound
+from dmsync.storage.durable import fsync_directory, make_directory_durable, write_file_atomic
+from dmsync.storage.event_log import START, EventLog
+from dmsync.storage.locks import FileLock
+
+FORMAT_VERSION: Final = 1
+FEATURES_KNOWN: Final[frozenset[str]] = frozenset()
+"""Features this release understands beyond version 1 (none yet)."""
+_FORMAT_BYTES_MAX: Final = 64 * 1024
+_FEATURE_SETS: Final = ("compatible", "read_only_compatible", "incompatible")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What the file `format` says. Unknown compatible features are ignored; unknown
+    read-only-compatible ones forbid writing; unknown incompatible ones forbid everything."""
+
+    version: int
+    compatible: tuple[str, ...] = ()
+    read_only_compatible: tuple[str, ...] = ()
+    incompatible: tuple[str, ...] = ()
+
+    def check(self, *, writing: bool) -> None:
+        """Raise FormatUnsupported, naming what is missing, unless this release may go on."""
+        if self.version > FORMAT_VERSION:
+            raise FormatUnsupported(
+                f"the store has format {self.version}; this dmsync understands {FORMAT_VERSION}",
+                hint="use a newer dmsync",
+                version=self.version,
+            )
+        demanded = self.incompatible + (self.read_only_compatible if writing else ())
+        for feature in demanded:
+            if feature not in FEATURES_KNOWN:
+                doing = "write to" if feature in self.read_only_compatible else "open"
+                raise FormatUnsupported(
+                    f"the store uses the feature {feature!r}, needed to {doing} it",
+                    hint="use a newer dmsync",
+                    feature=feature,
+                )
+
+    def to_bytes(self) -> bytes:
+        value = {
+            "version": self.version,
+            "compatible": list(self.compatible),
+            "read_only_compatible": list(self.read_only_compatible),
+            "incompatible": list(self.incompatible),
+        }
+        return json.dumps(value).encode() + b"\n"
+
+
+def parse_format(data: bytes, path: str) -> Format:
+    """Read the bytes of a format file. Keys this release does not know are ignored.
+
+    Raises:
+        Corruption: not such a file.
+    """
+    try:
+        value: Any = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise Corruption(f"{path} is damaged", path=path) from exc
+    if not isinstance(value, dict) or type(value.get("version")) is not int:
+        raise Corruption(f"{path} is damaged", path=path)
+    features: list[tuple[str, ...]] = []
+    for name in _FEATURE_SETS:
+        listed = value.get(name, [])
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            raise Corruption(f"{path} is damaged", path=path)
+        features.append(tuple(listed))
+    return Format(value["version"], *features)
+
+
+class Layout:
+    """All paths of the store at `home`. Makes and checks nothing by itself."""
+
+    def __init__(self, home: str) -> None:
+        self.home = os.path.abspath(home)
+        self.format_file = os.path.join(self.home, "format")
+        self.lock_file = os.path.join(self.home, "lock")
+        self.events_dir = os.path.join(self.home, "events")
+        self.log_lock_file = os.path.join(self.events_dir, "lock")
+        self.catalog_file = os.path.join(self.home, "catalog.sqlite")
+        self.known_hosts_file = os.path.join(self.home, "known_hosts")
+        self.dots_dir = os.path.join(self.home, "dots")
+        self.trash_dir = os.path.join(self.home, "trash")
+
+    def dot_dir(self, dot: DotId) -> str:
+        return os.path.join(self.dots_dir, dot.hex())
+
+    def packs_dir(self, dot: DotId) -> str:
+        return os.path.join(self.dot_dir(dot), "packs")
+
+    def index_file(self, dot: DotId) -> str:
+        return os.path.join(self.dot_dir(dot), "index.sqlite")
+
+    def quarantine_dir(self, dot: DotId) -> str:
+        return os.path.join(self.dot_dir(dot), "quarantine")
+
+    def dot_lock_file(self, dot: DotId) -> str:
+        return os.path.join(self.dot_dir(dot), "lock")
+
+    def trees_dir(self, dot: DotId) -> str:
+        return os.path.join(self.dot_dir(dot), "trees")
+
+    def tree_dir(self, dot: DotId, branch: str) -> str:
+        """The managed working tree of a branch; `branch` has been checked as a name."""
+        return os.path.join(self.trees_dir(dot), branch)
+
+    def stat_cache_file(self, dot: DotId, branch: str) -> str:
+        return os.path.join(self.dot_dir(dot), "stat", f"{branch}.stat")
+
+    def trashed_dot_dir(self, trash: str) -> str:
+        """`trash` is `<dot id>-<n>`, as DotDeleted says it."""
+        return os.path.join(self.trash_dir, trash)
+
+    def make_dot_dirs(self, dot: DotId) -> None:
+        """The empty directories of a new dot, durable on return. May be repeated."""
+        make_directory_durable(self.dots_dir)
+        for path in (
+            self.dot_dir(dot),
+            self.packs_dir(dot),
+            self.quarantine_dir(dot),
+            self.trees_dir(dot),
+            os.path.join(self.dot_dir(dot), "stat"),
+        ):
+            make_directory_durable(path)
+
+    def read_format(self) -> Format:
+        """Raises StoreNotFound, Corruption."""
+        try:
+            with open(self.format_file, "rb") as file:
+                data = file.read(_FORMAT_BYTES_MAX)
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise StoreNotFound(
+                f"no store at {self.home}", hint="make one with: dm init DOT", home=self.home
+            ) from exc
+        except PermissionError as exc:
+            raise AccessDenied(f"no access to the store at {self.home}", home=self.home) from exc
+        return parse_format(data, self.format_file)
+
+
+def create_store(
+    home: str, *, cluster_id: bytes, epoch: int, op_id: bytes, time_ns: int, actor: str
+) -> Layout:
+    """Make an empty store at `home`, durable on return; its log holds StoreCreated.
+
+    The format file comes last: until it is there, nothing is a store, and the next attempt
+    starts over. `home` may exist when it is an empty directory of ours or such a remnant.
+
+    Raises:
+        AlreadyExists: a store is there, or a directory with other things in it.
+        AccessDenied: somebody else's directory.
+    """
+    layout = Layout(home)
+    created = (StoreCreated(cluster_id, epoch),)
+    make_directory_durable(layout.home)
+    _check_owner(layout.home)
+    with FileLock(layout.lock_file, what=f"the store at {layout.home}"):
+        return _build_store(layout, Operation(1, time_ns, op_id, "init", actor, created))
+
+
+def _build_store(layout: Layout, first: Operation) -> Layout:
+    if os.path.lexists(layout.format_file):
+        raise AlreadyExists(f"there is a store at {layout.home} already", home=layout.home)
+    _remove_remnant(layout)
+    os.chmod(layout.home, 0o700)
+    for path in (layout.events_dir, layout.dots_dir, layout.trash_dir):
+        make_directory_durable(path)
+    EventLog(layout.events_dir).append(first, START)
+    fsync_directory(layout.home)
+    # From here on the store exists.
+    write_file_atomic(layout.format_file, Format(FORMAT_VERSION).to_bytes())
+    return layout
+
+
+def _remove_remnant(layout: Layout) -> None:
+    """Clear what an interrupted create_store left; refuse anything it would not have made."""
+    made = {"events", "dots", "trash", "lock"}
+    present = os.listdir(layout.home)
+    foreign = sorted(name for name in present if name not in made and not name.startswith("format"))
+    holds_dots = os.path.isdir(layout.dots_dir) and os.listdir(layout.dots_dir)
+    if foreign or holds_dots:
+        raise AlreadyExists(
+            f"{layout.home} is not empty and no store", hint="choose another DM_HOME"
+        )
+    if os.path.isdir(layout.events_dir):
+        shutil.rmtree(layout.events_dir)
+
+
+def open_store(home: str, *, writing: bool = True) -> Layout:
+    """Check that a store is at `home` and that this release and this user may use it.
+
+    Raises:
+        StoreNotFound, FormatUnsupported, Corruption
+        AccessDenied: it belongs to another user (root may use any).
+    """
+    layout = Layout(home)
+    layout.read_format().check(writing=writing)
+    _check_owner(layout.home)
+    return layout
+
+
+def _check_owner(home: str) -> None:
+    """Another user's store would run that user's choice of paths and hooks as us."""
+    status = os.stat(home)
+    if not stat.S_ISDIR(status.st_mode):
+        raise StoreNotFound(f"{home} is not a directory", home=home)
+    if status.st_uid != os.geteuid() and os.geteuid() != 0:
+        raise AccessDenied(
+            f"the store at {home} belongs to user {status.st_uid}",
+            hint="set DM_HOME to a store of your own",
+            home=home,
+            owner=status.st_uid,
+        )

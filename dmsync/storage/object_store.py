@@ -1,0 +1,298 @@
+"""One dot's objects: sealed packs, their index, and reading with verification.
+
+Everything read is hashed and compared with the id asked for. Writing goes through `writer()`,
+incoming data through storage.quarantine. Source: protocol/PACKS.md.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import RLock
+from typing import TYPE_CHECKING, Final, Self
+
+from dmsync.core.ids import DOT_ID_BYTES, Kind, ObjectId, object_id, short_key
+from dmsync.core.records import Record
+from dmsync.errors import BadObject, Corruption, FormatUnsupported, ObjectMissing
+from dmsync.storage.durable import fsync_directory, make_directory_durable, storage_errors
+from dmsync.storage.object_reading import DecodedCache, ObjectReader
+from dmsync.storage.pack_index import PackIndex
+from dmsync.storage.packs import (
+    HEADER_BYTES,
+    PACK_SUFFIX,
+    Footer,
+    PackBuilder,
+    PackInfo,
+    Place,
+    check_header,
+    iterate_file_records,
+    pack_hash_matches,
+    read_footer,
+    read_record,
+)
+
+if TYPE_CHECKING:
+    from dmsync.storage.pack_writer import PackWriter
+
+OPEN_PACKS_MAX: Final = 64
+"""File descriptors kept for reading, of the 1,024 a process usually has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong in a pack; offset and key are None when it is the file as a whole."""
+
+    pack: str
+    offset: int | None
+    key: bytes | None
+    message: str
+
+
+class SealedPacks:
+    """The sealed packs of a dot as a RecordSource, with a bounded number of open files."""
+
+    def __init__(self, dot_dir: str) -> None:
+        self.directory = os.path.join(dot_dir, "packs")
+        self.index = PackIndex(dot_dir)
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def places(self, key: bytes) -> list[Place]:
+        return self.index.places(key)
+
+    def load(self, place: Place) -> Record:
+        return read_record(self.file(place.pack), place)
+
+    def file(self, name: str) -> int:
+        """A descriptor for reading, valid until the next call. Raises Corruption when gone."""
+        fd = self._open.get(name)
+        if fd is not None:
+            self._open.move_to_end(name)
+            return fd
+        with storage_errors(f"opening pack {name}"):
+            try:
+                path = os.path.join(self.directory, name)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError as exc:
+                raise Corruption(f"pack {name} is missing", pack=name) from exc
+        self._open[name] = fd
+        if len(self._open) > OPEN_PACKS_MAX:
+            os.close(self._open.popitem(last=False)[1])
+        return fd
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+        self.index.close()
+
+
+class ObjectStore:
+    """The objects of the dot whose directory is `dot_dir`, named by the dot's id in hex.
+
+    Safe to use from several threads. A PageReader.
+    """
+
+    def __init__(self, dot_dir: str) -> None:
+        self.dot_dir = os.fspath(dot_dir)
+        self.dot_id = _dot_id_of(self.dot_dir)
+        self.lock = RLock()
+        self.cache = DecodedCache()
+        make_directory_durable(os.path.join(self.dot_dir, "packs"))
+        self.sealed = SealedPacks(self.dot_dir)
+        self._reader = ObjectReader([self.sealed], self.cache, self.lock)
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def read(self, kind: Kind, oid: ObjectId) -> bytes:
+        """The object's bytes, verified.
+
+        Raises:
+            ObjectMissing: not in this dot. HashMismatch, Corruption: damaged; names the pack.
+        """
+        found = self._reader.find(kind, oid)
+        if found is None and self._another_process_sealed():
+            found = self._reader.find(kind, oid)
+        if found is None:
+            raise self.missing(kind, oid)
+        return found.data
+
+    def read_chunk(self, oid: ObjectId) -> bytes:
+        return self.read(Kind.CHUNK, oid)
+
+    def read_page(self, page: ObjectId) -> bytes:
+        return self.read(Kind.PAGE, page)
+
+    def read_commit(self, oid: ObjectId) -> bytes:
+        return self.read(Kind.COMMIT, oid)
+
+    def has(self, kind: Kind, oid: ObjectId) -> bool:
+        """True when the object is here and sound; a damaged one counts as absent."""
+        try:
+            return self._reader.find(kind, oid) is not None
+        except Corruption:
+            return False
+
+    def has_key(self, key: bytes) -> bool:
+        """True when something has this short key; says nothing about what it is."""
+        with self.lock:
+            return self.sealed.index.has_key(key)
+
+    def stored_record(self, kind: Kind, oid: ObjectId) -> Record:
+        """The record as stored, after verifying that it is the object. Raises as `read`."""
+        record = self._reader.find_record(kind, oid)
+        if record is None and self._another_process_sealed():
+            record = self._reader.find_record(kind, oid)
+        if record is None:
+            raise self.missing(kind, oid)
+        return record
+
+    def missing(self, kind: Kind, oid: ObjectId) -> ObjectMissing:
+        """The error for an object that is nowhere; names damaged packs that may have had it."""
+        damaged = sorted(self.sealed.index.unreadable)
+        return ObjectMissing(
+            f"{kind.name.lower()} {oid.hex()[:12]} is not in this dot"
+            + (f"; damaged: {', '.join(damaged)}" if damaged else ""),
+            id=oid.hex(),
+            kind=kind.name,
+            damaged_packs=damaged,
+        )
+
+    def _another_process_sealed(self) -> bool:
+        """Look for packs that a killed process sealed and did not index."""
+        with self.lock:
+            before = self.sealed.index.packs()
+            self.sealed.index.catch_up()
+            return self.sealed.index.packs() != before
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def writer(self) -> "PackWriter":
+        """A writer of new packs; several may write at once."""
+        from dmsync.storage.pack_writer import PackWriter  # the writer reads through a store
+
+        return PackWriter(self)
+
+    def publish(self, builders: list[PackBuilder]) -> tuple[PackInfo, ...]:
+        """Seal packs under construction and index them; durable on return.
+
+        A kill before a rename leaves a temporary file, one after it a sealed pack that the next
+        open indexes.
+        """
+        sealed: list[tuple[PackInfo, Footer]] = []
+        for builder in builders:
+            info = builder.finish()
+            with storage_errors(f"sealing pack {info.name}"):
+                os.rename(builder.path, os.path.join(self.sealed.directory, info.name))
+            sealed.append((info, builder.footer()))
+            builder.close()
+        if sealed:
+            fsync_directory(self.sealed.directory)
+            with self.lock:
+                self.sealed.index.add(sealed)
+        return tuple(info for info, _ in sealed)
+
+    # --- the whole ----------------------------------------------------------------------------
+
+    def packs(self) -> list[PackInfo]:
+        with self.lock:
+            return self.sealed.index.packs()
+
+    def stored_bytes(self) -> int:
+        """Bytes of all sealed packs."""
+        return sum(pack.bytes for pack in self.packs())
+
+    def check(self, *, full: bool) -> Iterator[Problem]:
+        """Problems found, pack by pack; none when all is sound.
+
+        Quick: sizes, header, trailer and table of each pack, and that the index agrees. Full: also
+        each file's hash, and each record decoded and compared with its key.
+        """
+        with storage_errors(f"listing {self.sealed.directory}"):
+            names = sorted(
+                name for name in os.listdir(self.sealed.directory) if name.endswith(PACK_SUFFIX)
+            )
+        indexed = {pack.name for pack in self.packs()}
+        for name in sorted(indexed - set(names)):
+            yield Problem(name, None, None, "the file is missing")
+        for name in names:
+            yield from self._check_pack(name, full=full)
+
+    def _check_pack(self, name: str, *, full: bool) -> Iterator[Problem]:
+        try:
+            with self.lock:
+                fd = os.dup(self.sealed.file(name))
+        except Corruption as exc:
+            yield Problem(name, None, None, exc.message)
+            return
+        try:
+            try:
+                footer, _ = read_footer(fd, name)
+                dot_id = check_header(os.pread(fd, HEADER_BYTES, 0), name)
+            except (Corruption, FormatUnsupported) as exc:
+                yield Problem(name, None, None, exc.message)
+                return
+            if dot_id != self.dot_id:
+                yield Problem(name, None, None, "it belongs to another dot")
+            yield from self._check_index(name, footer)
+            if full:
+                if not pack_hash_matches(fd, name):
+                    yield Problem(name, None, None, "its hash is not the one it states")
+                yield from self._check_records(name, fd, footer)
+        finally:
+            os.close(fd)
+
+    def _check_index(self, name: str, footer: Footer) -> Iterator[Problem]:
+        with self.lock:
+            indexed = self.sealed.index.places_in(name)
+        for key, offset in zip(footer.keys, footer.offsets, strict=True):
+            if (key, offset) not in indexed:
+                yield Problem(name, offset, key, "the index does not have it")
+                return
+
+    def _check_records(self, name: str, fd: int, footer: Footer) -> Iterator[Problem]:
+        place = Place(name, HEADER_BYTES)
+        expected = dict(zip(footer.offsets, footer.keys, strict=True))
+        try:
+            for record, start, _ in iterate_file_records(fd, HEADER_BYTES, footer.records_end):
+                place = Place(name, start)
+                key = expected.pop(start, None)
+                if key is None:
+                    yield Problem(name, start, None, "a record that the table does not have")
+                    continue
+                problem = self._check_record(place, record, key)
+                if problem:
+                    yield problem
+        except BadObject as exc:
+            yield Problem(name, place.offset, None, f"unreadable record behind: {exc.message}")
+            return
+        for offset, key in expected.items():
+            yield Problem(name, offset, key, "the table names a record that is not there")
+
+    def _check_record(self, place: Place, record: Record, key: bytes) -> Problem | None:
+        try:
+            decoded = self._reader.decode_at(place, record)
+        except Corruption as exc:
+            return Problem(place.pack, place.offset, key, exc.message)
+        if short_key(object_id(record.kind, decoded.data)) != key:
+            if self._reader.readable_otherwise(place, record, key):
+                return None
+            return Problem(place.pack, place.offset, key, "its hash is not its id")
+        return None
+
+    def close(self) -> None:
+        with self.lock:
+            self.sealed.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _dot_id_of(dot_dir: str) -> bytes:
+    """The dot's id from its directory's name; zeros for a directory that is not in a store."""
+    try:
+        dot_id = bytes.fromhex(os.path.basename(os.path.normpath(dot_dir)))
+    except ValueError:
+        return bytes(DOT_ID_BYTES)
+    return dot_id if len(dot_id) == DOT_ID_BYTES else bytes(DOT_ID_BYTES)

@@ -1,0 +1,283 @@
+"""The index of one dot's packs: short key to places, in SQLite (protocol/PACKS.md 5).
+
+A projection of the packs directory and nothing else: what is missing is read from footers, what
+is gone is removed, and a lost or corrupt database is built again. It answers with candidates
+only; who reads a record hashes it.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from dmsync.core.ids import KEY_BYTES
+from dmsync.errors import Corruption, StorageFailed, StorageFull
+from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors
+from dmsync.storage.packs import PACK_SUFFIX, Footer, PackInfo, Place, read_footer
+
+SCHEMA_VERSION: Final = 1
+_BUSY_TIMEOUT_S: Final = 30.0
+"""Writers hold the lock file; a reader only ever waits for a checkpoint's last step."""
+
+_SCHEMA: Final = """
+CREATE TABLE packs (
+    rid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+    bytes INTEGER NOT NULL, records INTEGER NOT NULL
+);
+CREATE TABLE objects (
+    key INTEGER NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
+    PRIMARY KEY (key, pack, offset)
+) WITHOUT ROWID;
+"""
+
+
+def _signed(key: bytes) -> int:
+    return int.from_bytes(key, "big", signed=True)
+
+
+class PackIndex:
+    """Opens, catches up and answers. One connection; the caller serialises threads."""
+
+    def __init__(self, dot_dir: str) -> None:
+        self._packs_dir = os.path.join(dot_dir, "packs")
+        self._path = os.path.join(dot_dir, "index.sqlite")
+        self._lock_path = os.path.join(dot_dir, "index.lock")
+        self._names: dict[int, str] = {}
+        self.unreadable: set[str] = set()
+        """Packs whose table cannot be read: not indexed, found by `ObjectStore.check`."""
+        with storage_errors(f"opening the object index {self._path}"):
+            os.makedirs(self._packs_dir, 0o700, exist_ok=True)
+        self._db = self._open()
+        self.catch_up()
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def places(self, key: bytes) -> list[Place]:
+        """Records that may be the object, in no order; may be empty."""
+        rows = self._select("SELECT pack, offset FROM objects WHERE key = ?", (_signed(key),))
+        return [Place(self._pack_name(rid), offset) for rid, offset in rows]
+
+    def has_key(self, key: bytes) -> bool:
+        return bool(self._select("SELECT 1 FROM objects WHERE key = ? LIMIT 1", (_signed(key),)))
+
+    def places_in(self, pack: str) -> set[tuple[bytes, int]]:
+        """Key and offset of everything indexed for one pack."""
+        rows = self._select(
+            "SELECT key, offset FROM objects WHERE pack = (SELECT rid FROM packs WHERE name = ?)",
+            (pack,),
+        )
+        return {(key.to_bytes(KEY_BYTES, "big", signed=True), offset) for key, offset in rows}
+
+    def keys(self) -> set[bytes]:
+        """All short keys (8 bytes each; a dot of a million objects has 60 MB of them)."""
+        rows = self._select("SELECT DISTINCT key FROM objects", ())
+        return {key.to_bytes(KEY_BYTES, "big", signed=True) for (key,) in rows}
+
+    def packs(self) -> list[PackInfo]:
+        """Sealed packs, oldest known first."""
+        rows = self._select("SELECT name, bytes, records FROM packs ORDER BY rid", ())
+        return [PackInfo(*row) for row in rows]
+
+    def _pack_name(self, rid: int) -> str:
+        name = self._names.get(rid)
+        if name is None:  # another process added it
+            self._names = dict(self._select("SELECT rid, name FROM packs", ()))
+            name = self._names.get(rid, f"unknown-{rid}{PACK_SUFFIX}")
+        return name
+
+    def _select(self, sql: str, values: tuple[object, ...]) -> list[Any]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as exc:
+            if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
+                raise _translated(exc) from exc
+            self._rebuild()
+            return self._db.execute(sql, values).fetchall()
+
+    # --- changing -----------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Make the index say what the packs directory holds; cheap when nothing changed."""
+        with storage_errors(f"listing {self._packs_dir}"):
+            listed = {name for name in os.listdir(self._packs_dir) if name.endswith(PACK_SUFFIX)}
+        known = {row[0] for row in self._select("SELECT name FROM packs", ())}
+        if listed - self.unreadable == known:
+            return
+
+        def change() -> None:
+            for name in known - listed:
+                self._remove(name)
+            for name in sorted(listed - known):
+                self._insert_from_file(name)
+
+        self._change(change)
+
+    def add(self, packs: list[tuple[PackInfo, Footer]]) -> None:
+        """Index packs that were just sealed."""
+
+        def change() -> None:
+            for info, footer in packs:
+                self._insert(info, footer)
+
+        self._change(change)
+
+    def _insert(self, info: PackInfo, footer: Footer) -> None:
+        cursor = self._db.execute(
+            "INSERT INTO packs (name, bytes, records) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            (info.name, info.bytes, info.records),
+        )
+        if not cursor.rowcount:
+            return  # another process saw the file first
+        rid = cursor.lastrowid
+        assert rid is not None
+        self._names[rid] = info.name
+        rows = [
+            (_signed(key), rid, offset)
+            for key, offset in zip(footer.keys, footer.offsets, strict=True)
+        ]
+        # In key order a leaf is visited once: fewer pages in the write-ahead log.
+        rows.sort()
+        self._db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?, ?)", rows)
+
+    def _insert_from_file(self, name: str) -> None:
+        try:
+            footer, info = self._read_footer(name)
+        except Corruption:
+            # One damaged pack must not take the sound ones away; a read that misses says so.
+            self.unreadable.add(name)
+            return
+        self.unreadable.discard(name)
+        self._insert(info, footer)
+
+    def _remove(self, name: str) -> None:
+        self._db.execute(
+            "DELETE FROM objects WHERE pack = (SELECT rid FROM packs WHERE name = ?)", (name,)
+        )
+        self._db.execute("DELETE FROM packs WHERE name = ?", (name,))
+        self._names.clear()
+
+    def _read_footer(self, name: str) -> tuple[Footer, PackInfo]:
+        with storage_errors(f"reading pack {name}"):
+            fd = os.open(os.path.join(self._packs_dir, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return read_footer(fd, name)
+            finally:
+                os.close(fd)
+
+    def _change(self, change: Callable[[], None]) -> None:
+        """Run one transaction; a damaged database is rebuilt, which includes the change."""
+        with self._writers_lock():
+            try:
+                self._transact(change)
+            except sqlite3.DatabaseError as exc:
+                if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
+                    raise _translated(exc) from exc
+                self._start_over()
+
+    def _rebuild(self) -> None:
+        with self._writers_lock():
+            self._start_over()
+
+    def _start_over(self) -> None:
+        """Remove the database and read every footer. The caller holds the writers' lock.
+
+        Another process may have the old file open: it goes on reading what that says, and what
+        it adds there is found again in the packs directory by whoever opens next.
+        """
+        self._db.close()
+        with storage_errors(f"removing the damaged index {self._path}"):
+            for suffix in ("-wal", "-shm", ""):
+                remove_if_there(self._path + suffix)
+        self._names = {}
+        self._db = self._connect()
+
+        def fill() -> None:
+            self._create()
+            for name in sorted(os.listdir(self._packs_dir)):
+                if name.endswith(PACK_SUFFIX):
+                    self._insert_from_file(name)
+
+        self._transact(fill)
+
+    def _transact(self, change: Callable[[], None]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            change()
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        # Only here, under the writers' lock: SQLite before 3.51.3 can lose pages when a
+        # checkpoint races a writer that restarts the log.
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    @contextmanager
+    def _writers_lock(self) -> Iterator[None]:
+        with storage_errors(f"locking {self._lock_path}"):
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with storage_errors(f"locking {self._lock_path}"):
+                lock_exclusively(fd, wait=True)
+            yield
+        finally:
+            os.close(fd)
+
+    # --- opening ------------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        with self._writers_lock():
+            self._db = self._connect()
+            try:
+                version = self._db.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    self._transact(self._create)
+                elif version != SCHEMA_VERSION:
+                    self._start_over()
+            except sqlite3.DatabaseError as exc:
+                if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
+                    raise _translated(exc) from exc
+                self._start_over()
+        return self._db
+
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(
+                self._path,
+                timeout=_BUSY_TIMEOUT_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                db.execute("PRAGMA journal_mode=WAL").fetchall()
+            except sqlite3.DatabaseError as exc:
+                if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
+                    raise
+                # Not a database: the first statement that needs it starts over.
+                return db
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute("PRAGMA wal_autocheckpoint=0")
+        except sqlite3.OperationalError as exc:
+            raise _translated(exc) from exc
+        return db
+
+    def _create(self) -> None:
+        for statement in _SCHEMA.split(";"):
+            if statement.strip():
+                self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _is_damage(exc: sqlite3.OperationalError) -> bool:
+    """A missing table is damage of a projection; a full disk or a lock is not."""
+    return "no such table" in str(exc) or "malformed" in str(exc)
+
+
+def _translated(exc: sqlite3.DatabaseError) -> StorageFull | StorageFailed:
+    if "full" in str(exc):
+        return StorageFull(f"writing the object index: {exc}")
+    return StorageFailed(f"object index: {exc}")

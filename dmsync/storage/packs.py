@@ -1,0 +1,342 @@
+"""Pack files: sealed, immutable runs of records with a table at the end (protocol/PACKS.md 4).
+
+One class appends to a pack under construction (a writer's temporary file or a quarantine part);
+functions read sealed ones. A pack under construction has a name that no reader looks at.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from secrets import token_hex
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+
+from dmsync.core.delta import compress, decompress
+from dmsync.core.ids import DOT_ID_BYTES, KEY_BYTES
+from dmsync.core.records import (
+    HEADER_BYTES_MAX,
+    Record,
+    encode_varint,
+    parse_header,
+    parse_record,
+    parse_varint,
+)
+from dmsync.errors import BadObject, Corruption, FormatUnsupported
+from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors, write_all
+
+PACK_SUFFIX: Final = ".pack"
+VERSION: Final = 1
+PACK_BYTES_MAX: Final = 2 * 1024 * 1024 * 1024
+"""A writer starts another pack from here: what a copy or a repair has to handle at once."""
+
+_MAGIC: Final = b"DMPACK\r\n"
+_END_MAGIC: Final = b"DMPEND\r\n"
+_HEADER: Final = struct.Struct("<8sIII16s16s4x")
+"""magic, version, compatible features, incompatible features, dot id, key id (reserved)."""
+_TRAILER: Final = struct.Struct("<QQIII4s32s8s")
+"""footer offset, footer bytes, table bytes, table raw bytes, records, start of the footer's BLAKE3,
+BLAKE3 of everything before, end magic."""
+HEADER_BYTES: Final = _HEADER.size
+_HASHED_TRAILER_BYTES: Final = _TRAILER.size - 40
+_BUFFER_BYTES: Final = 1024 * 1024
+_READ_BYTES: Final = 4096
+_LENGTH_BITS: Final = 32
+
+
+class Place(NamedTuple):
+    """Where a record is: the pack's file name and the record's offset in bytes."""
+
+    pack: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackInfo:
+    """A sealed pack. `name` is its file name; `bytes` the whole file."""
+
+    name: str
+    bytes: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What a pack holds: each record's short key and offset, in file order."""
+
+    keys: list[bytes]
+    offsets: list[int]
+    records_end: int
+
+
+def encode_header(dot_id: bytes) -> bytes:
+    return _HEADER.pack(_MAGIC, VERSION, 0, 0, dot_id, bytes(16))
+
+
+def check_header(header: bytes, pack: str) -> bytes:
+    """The dot id in a pack's header.
+
+    Raises:
+        Corruption: not a pack.
+        FormatUnsupported: written by a newer dmsync, or encrypted.
+    """
+    if len(header) < HEADER_BYTES or not header.startswith(_MAGIC):
+        raise Corruption(f"pack {pack} does not begin like a pack", pack=pack)
+    _, version, _, incompatible, dot_id, key_id = _HEADER.unpack_from(header)
+    if version != VERSION or incompatible or key_id != bytes(16):
+        raise FormatUnsupported(f"pack {pack} needs a newer dmsync", pack=pack, version=version)
+    assert isinstance(dot_id, bytes)
+    return dot_id
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def read_footer(fd: int, pack: str) -> tuple[Footer, PackInfo]:
+    """The table of a sealed pack, from its end; reads no record.
+
+    Raises:
+        Corruption: cut short or not consistent. FormatUnsupported: newer.
+    """
+    size = os.fstat(fd).st_size
+    check_header(os.pread(fd, HEADER_BYTES, 0), pack)
+    trailer = os.pread(fd, _TRAILER.size, max(0, size - _TRAILER.size))
+    if size < HEADER_BYTES + _TRAILER.size or not trailer.endswith(_END_MAGIC):
+        raise Corruption(f"pack {pack} is cut short", pack=pack)
+    at, footer_bytes, table_bytes, raw_bytes, count, footer_hash, _, _ = _TRAILER.unpack(trailer)
+    if (
+        at + footer_bytes + _TRAILER.size != size
+        or at < HEADER_BYTES
+        or table_bytes + count * KEY_BYTES != footer_bytes
+        or raw_bytes > count * 5
+    ):
+        raise Corruption(f"pack {pack}: its trailer does not fit its size", pack=pack)
+    footer = os.pread(fd, footer_bytes, at)
+    if blake3(footer).digest()[:4] != footer_hash:
+        raise Corruption(f"pack {pack}: its table is damaged", pack=pack)
+    try:
+        lengths = _parse_lengths(decompress(footer[:table_bytes], raw_bytes), count)
+    except BadObject as exc:
+        raise Corruption(f"pack {pack}: its table is not readable", pack=pack) from exc
+    ends = list(accumulate(lengths, initial=HEADER_BYTES))
+    if ends.pop() != at:
+        raise Corruption(f"pack {pack}: its table does not fit its records", pack=pack)
+    keys = [footer[start : start + KEY_BYTES] for start in range(table_bytes, len(footer), 8)]
+    return Footer(keys, ends, at), PackInfo(pack, size, count)
+
+
+def _parse_lengths(table: bytes, count: int) -> list[int]:
+    lengths = []
+    offset = 0
+    for _ in range(count):
+        length, offset = parse_varint(table, offset, _LENGTH_BITS)
+        lengths.append(length)
+    if offset != len(table):
+        raise BadObject("table has bytes left over")
+    return lengths
+
+
+def read_record(fd: int, place: Place) -> Record:
+    """One record. Raises Corruption naming the pack."""
+    buffer = os.pread(fd, _READ_BYTES, place.offset)
+    try:
+        header, start, payload_bytes = parse_header(buffer)
+        end = start + payload_bytes
+        if end > len(buffer):
+            buffer += os.pread(fd, end - len(buffer), place.offset + len(buffer))
+            if end > len(buffer):
+                raise BadObject("record is cut short")
+        return replace(header, payload=buffer[start:end])
+    except BadObject as exc:
+        raise Corruption(
+            f"pack {place.pack}: no record at {place.offset}: {exc.message}",
+            pack=place.pack,
+            offset=place.offset,
+        ) from exc
+
+
+def iterate_file_records(fd: int, start: int, end: int) -> Iterator[tuple[Record, int, int]]:
+    """Records between two offsets with where each starts and ends. Raises BadObject."""
+    buffer, buffer_at = b"", start
+    while start < end:
+        inside = start - buffer_at
+        if len(buffer) - inside < HEADER_BYTES_MAX:
+            buffer, buffer_at, inside = os.pread(fd, _span(end - start), start), start, 0
+        _, payload_at, payload_bytes = parse_header(buffer, inside)
+        if payload_at + payload_bytes > len(buffer):
+            span = _span(end - start, payload_at - inside + payload_bytes)
+            buffer, buffer_at, inside = os.pread(fd, span, start), start, 0
+        record, record_end = parse_record(buffer, inside)
+        yield record, start, buffer_at + record_end
+        start = buffer_at + record_end
+
+
+def _span(remaining: int, at_least: int = 0) -> int:
+    return min(remaining, max(at_least, _BUFFER_BYTES))
+
+
+def pack_hash_matches(fd: int, pack: str) -> bool:
+    """True when the whole file has the hash in its trailer and the name that follows from it."""
+    size = os.fstat(fd).st_size
+    hasher = blake3()
+    offset, hashed = 0, size - 40
+    while offset < hashed:
+        part = os.pread(fd, min(4 * _BUFFER_BYTES, hashed - offset), offset)
+        hasher.update(part)
+        offset += len(part)
+    digest = hasher.digest()
+    return os.pread(fd, 32, hashed) == digest and pack == _pack_name(digest)
+
+
+def _pack_name(digest: bytes) -> str:
+    return digest[:16].hex() + PACK_SUFFIX
+
+
+# --- writing --------------------------------------------------------------------------------
+
+
+class PackBuilder:
+    """A pack under construction in a locked temporary file.
+
+    The lock goes when the process does: an unlocked temporary file is nobody's. Appended bytes
+    are hashed as they are, so that sealing reads nothing again.
+    """
+
+    def __init__(self, path: str, fd: int, dot_id: bytes) -> None:
+        self.path = path
+        self.name = os.path.basename(path)
+        self._fd = fd
+        self._dot_id = dot_id
+        self._hasher = blake3()
+        self._buffer = bytearray()
+        self._flushed_bytes = 0
+        self._keys: list[bytes] = []
+        self._lengths: list[int] = []
+
+    @classmethod
+    def create(cls, directory: str, prefix: str, suffix: str, dot_id: bytes) -> "PackBuilder":
+        """A new locked file in `directory`. Raises StorageFull, StorageFailed."""
+        assert len(dot_id) == DOT_ID_BYTES
+        with storage_errors(f"starting a pack in {directory}"):
+            while True:
+                path = os.path.join(directory, f"{prefix}{token_hex(8)}{suffix}")
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                fd = os.open(path, flags, 0o600)
+                # Between open and lock a sweeper may have taken it for a dead one.
+                if lock_exclusively(fd, wait=False) and os.fstat(fd).st_nlink:
+                    break
+                os.close(fd)
+        builder = cls(path, fd, dot_id)
+        builder._write(encode_header(dot_id))
+        return builder
+
+    @classmethod
+    def adopt(cls, path: str, fd: int, dot_id: bytes) -> "PackBuilder":
+        """Continue a locked file behind its header; `restore` its records before appending."""
+        builder = cls(path, fd, dot_id)
+        header = os.pread(fd, HEADER_BYTES, 0)
+        builder._hasher.update(header)
+        builder._flushed_bytes = len(header)
+        return builder
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._flushed_bytes + len(self._buffer)
+
+    @property
+    def records(self) -> int:
+        return len(self._keys)
+
+    def append(self, record: bytes, key: bytes) -> int:
+        """Add an encoded record; returns its offset. Buffered. Raises StorageFull and such."""
+        offset = self.size
+        self._note(record, key)
+        self._buffer += record
+        if len(self._buffer) >= _BUFFER_BYTES:
+            self.flush()
+        return offset
+
+    def restore(self, record: bytes, key: bytes) -> None:
+        """Take over a record that an earlier process wrote at this place."""
+        self._note(record, key)
+        self._hasher.update(record)
+        self._flushed_bytes += len(record)
+
+    def truncate_to_restored(self) -> None:
+        """Drop what follows the restored records. Raises StorageFailed."""
+        with storage_errors(f"truncating {self.path}"):
+            os.ftruncate(self._fd, self._flushed_bytes)
+            os.fsync(self._fd)
+            os.lseek(self._fd, self._flushed_bytes, os.SEEK_SET)
+
+    def _note(self, record: bytes, key: bytes) -> None:
+        self._keys.append(key)
+        self._lengths.append(len(record))
+
+    def read(self, offset: int) -> Record:
+        """A record appended before. Raises Corruption, StorageFull, StorageFailed."""
+        if self._buffer:
+            self.flush()
+        return read_record(self._fd, Place(self.name, offset))
+
+    def flush(self) -> None:
+        self._write(bytes(self._buffer))
+        self._buffer.clear()
+
+    def _write(self, data: bytes) -> None:
+        with storage_errors(f"writing pack {self.path}"):
+            write_all(self._fd, data)
+        self._hasher.update(data)
+        self._flushed_bytes += len(data)
+
+    def sync(self) -> None:
+        """Everything appended is durable on return (the name too once its directory is)."""
+        if self._buffer:
+            self.flush()
+        with storage_errors(f"syncing pack {self.path}"):
+            os.fsync(self._fd)
+
+    def finish(self) -> PackInfo:
+        """Write footer and trailer, durably. The file keeps its temporary name and its lock."""
+        footer_at = self.size
+        table = b"".join([encode_varint(length) for length in self._lengths])
+        frame = compress(table)
+        footer = frame + b"".join(self._keys)
+        self._buffer += footer
+        start = _TRAILER.pack(
+            footer_at,
+            len(footer),
+            len(frame),
+            len(table),
+            self.records,
+            blake3(footer).digest()[:4],
+            bytes(32),
+            _END_MAGIC,
+        )[:_HASHED_TRAILER_BYTES]
+        self._buffer += start
+        self.flush()
+        digest = self._hasher.digest()
+        self._write(digest + _END_MAGIC)
+        self.sync()
+        return PackInfo(_pack_name(digest), self._flushed_bytes, self.records)
+
+    def footer(self) -> Footer:
+        """Keys and offsets of what was appended."""
+        offsets = list(accumulate(self._lengths, initial=HEADER_BYTES))
+        end = offsets.pop()
+        return Footer(self._keys, offsets, end)
+
+    def close(self) -> None:
+        """Give the file and its lock up; it stays as it is."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def discard(self) -> None:
+        """Remove the file."""
+        with storage_errors(f"removing {self.path}"):
+            remove_if_there(self.path)
+        self.close()

@@ -1,0 +1,677 @@
+"""Folding events into the catalog's tables: `apply` is a function of (tables, event) alone.
+
+`check` is what makes an event acceptable now (compare-and-swap, names not taken); it runs before
+an event is logged. `apply` runs then and in every replay and must give the same rows each time.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import assert_never
+
+from dmsync.core.encoding import encode
+from dmsync.core.events import (
+    BranchRenamed,
+    CommitsAdded,
+    CurrentDotSwitched,
+    DotCreated,
+    DotDeleted,
+    DotPurged,
+    DotRenamed,
+    DotRestored,
+    EpochStarted,
+    Event,
+    HeadSwitched,
+    Operation,
+    RefChanged,
+    RemoteAdded,
+    RemoteObserved,
+    RemoteRemoved,
+    RemoteRenamed,
+    StoreCreated,
+    TransferFinished,
+    TransferStarted,
+    TreeAttached,
+    TreeDetached,
+    TreeSwitchFinished,
+    TreeSwitchStarted,
+    UpstreamSet,
+    WorkingDropped,
+    WorkingSaved,
+)
+from dmsync.core.graph import jumps_far
+from dmsync.core.ids import DotId, ObjectId
+from dmsync.core.names import check_branch_name, check_ref_name
+from dmsync.core.objects import commit_from_bytes
+from dmsync.errors import (
+    AlreadyExists,
+    Corruption,
+    DotIdClash,
+    DotNotFound,
+    NotFound,
+    ObjectMissing,
+    RefConflict,
+    RemoteNotFound,
+)
+
+ReadCommit = Callable[[DotId, ObjectId], bytes]
+"""Verified payload of a commit from the dot's packs. Raises ObjectMissing, Corruption."""
+
+DEFAULT_BRANCH = "master"
+_Target = int | bytes | None
+_Node = tuple[int, int, int, int]
+"""rid, generation, first-parent depth, jump."""
+
+
+class Projection:
+    """The tables behind one connection, which has a transaction open while this writes.
+
+    With `is_replay`, commits whose payloads are gone are noted in missing_commits instead of
+    stopping the replay; of dots in `purged` no payload is asked for.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        read_commit: ReadCommit,
+        *,
+        is_replay: bool = False,
+        purged: frozenset[DotId] = frozenset(),
+    ) -> None:
+        self._db = connection
+        self._read_commit = read_commit
+        self._is_replay = is_replay
+        self._purged = purged
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what the body changed when it raises."""
+        self._db.execute("SAVEPOINT event")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK TO event")
+            self._db.execute("RELEASE event")
+            raise
+        self._db.execute("RELEASE event")
+
+    # --- operations -----------------------------------------------------------------------------
+
+    def begin_operation(self, operation: Operation) -> None:
+        """Note the operation (its events may still be few); its place in the log comes last."""
+        self._db.execute(
+            "INSERT INTO operations VALUES (?, ?, ?, ?, ?, ?, 0, 0)",
+            (
+                operation.first_seq,
+                len(operation.events),
+                operation.time_ns,
+                operation.op_id,
+                self._text(operation.command),
+                self._text(operation.actor),
+            ),
+        )
+
+    def end_operation(self, first_seq: int, events: int, segment: int, offset: int) -> None:
+        self._db.execute(
+            "UPDATE operations SET events = ?, segment = ?, record_offset = ? WHERE first_seq = ?",
+            (events, segment, offset, first_seq),
+        )
+
+    def apply_operation(self, operation: Operation, segment: int, offset: int) -> None:
+        """Replay one operation as the log has it. Raises Corruption when it cannot be."""
+        try:
+            self.begin_operation(operation)
+            for stored in operation.stored_events():
+                self.apply(stored.seq, stored.event)
+        except (sqlite3.IntegrityError, NotFound) as exc:
+            raise Corruption(
+                f"event log: operation {operation.first_seq} does not follow from those before",
+                seq=operation.first_seq,
+            ) from exc
+        self.end_operation(operation.first_seq, len(operation.events), segment, offset)
+
+    # --- lookups --------------------------------------------------------------------------------
+
+    def _one(self, sql: str, *parameters: object) -> tuple[object, ...] | None:
+        row: tuple[object, ...] | None = self._db.execute(sql, parameters).fetchone()
+        return row
+
+    def _text(self, text: str) -> int:
+        row = self._db.execute("SELECT number FROM texts WHERE text = ?", (text,)).fetchone()
+        if row is None:
+            cursor = self._db.execute("INSERT INTO texts (text) VALUES (?)", (text,))
+            assert cursor.lastrowid is not None
+            return cursor.lastrowid
+        return int(row[0])
+
+    def _dot(self, dot: DotId) -> int:
+        """The dot's number, deleted or not. Raises DotNotFound."""
+        row = self._db.execute("SELECT number FROM dots WHERE dot = ?", (dot,)).fetchone()
+        if row is None:
+            raise DotNotFound(f"no dot with id {dot.hex()}", dot=dot.hex())
+        return int(row[0])
+
+    def _node(self, dot_number: int, commit: ObjectId) -> _Node | None:
+        row: _Node | None = self._db.execute(
+            "SELECT rid, generation, first_parent_depth, jump FROM commits "
+            "WHERE dot = ? AND substr(id, 1, 8) = substr(?, 1, 8) AND id = ?",
+            (dot_number, commit, commit),
+        ).fetchone()
+        return row
+
+    def _target(self, dot_number: int, commit: ObjectId | None) -> _Target:
+        if commit is None:
+            return None
+        node = self._node(dot_number, commit)
+        return commit if node is None else node[0]
+
+    def _id(self, target: _Target) -> ObjectId | None:
+        if isinstance(target, int):
+            row = self._db.execute("SELECT id FROM commits WHERE rid = ?", (target,)).fetchone()
+            return ObjectId(row[0])
+        return None if target is None else ObjectId(target)
+
+    # --- checks before logging ------------------------------------------------------------------
+
+    def check(self, event: Event) -> None:
+        """Refuse an event that is not acceptable now.
+
+        Raises:
+            RefConflict: RefChanged.old is not the current value.
+            AlreadyExists, DotIdClash: the name, path, id is taken.
+            NotFound: what the event is about is not there.
+            InvalidName, ObjectMissing
+        """
+        match event:
+            case StoreCreated():
+                if self._one("SELECT 1 FROM meta WHERE key = 'cluster_id'"):
+                    raise AlreadyExists("the store has been created already")
+            case DotCreated(dot=dot):
+                if self._one("SELECT 1 FROM dots WHERE dot = ?", dot):
+                    raise DotIdClash(f"dot {dot.hex()} is here already", dot=dot.hex())
+                self._check_free(event.namespace, event.name)
+            case DotRenamed():
+                self._check_live(event.dot)
+                self._check_free(event.namespace, event.name)
+            case DotRestored():
+                self._check_deleted(event.dot)
+                self._check_free(event.namespace, event.name)
+            case DotPurged():
+                self._check_deleted(event.dot)
+            case CurrentDotSwitched():
+                if event.dot is not None:
+                    self._check_live(event.dot)
+            case RefChanged():
+                self._check_ref_change(event)
+            case BranchRenamed():
+                self._check_branch_rename(event)
+            case TreeAttached():
+                self._check_attach(event)
+            case TreeDetached():
+                number = self._check_live(event.dot)
+                if not self._one("SELECT 1 FROM trees WHERE dot = ?", number):
+                    raise NotFound("the dot has no attached directory")
+            case RemoteAdded():
+                self._check_no_remote(event.name)
+            case RemoteRemoved():
+                self._check_remote(event.name)
+            case RemoteRenamed():
+                self._check_remote(event.old)
+                self._check_no_remote(event.new)
+            case UpstreamSet():
+                self._check_live(event.dot)
+                self._check_remote(event.remote)
+            case TransferStarted(transfer_id=transfer):
+                if self._one("SELECT 1 FROM transfers WHERE transfer_id = ?", transfer):
+                    raise AlreadyExists(f"transfer {transfer.hex()} has started already")
+            case TransferFinished(transfer_id=transfer):
+                if not self._one("SELECT 1 FROM transfers WHERE transfer_id = ?", transfer):
+                    raise NotFound(f"no transfer {transfer.hex()}")
+            case HeadSwitched() | WorkingSaved():
+                self._check_live(event.dot)
+                check_branch_name(event.branch, made_by_dm=True)
+            case (
+                DotDeleted()
+                | CommitsAdded()
+                | WorkingDropped()
+                | TreeSwitchStarted()
+                | TreeSwitchFinished()
+            ):
+                self._check_live(event.dot)
+            case EpochStarted() | RemoteObserved():
+                pass
+            case _:
+                assert_never(event)
+
+    def _check_live(self, dot: DotId) -> int:
+        row = self._db.execute(
+            "SELECT number FROM dots WHERE dot = ? AND trash IS NULL", (dot,)
+        ).fetchone()
+        if row is None:
+            raise DotNotFound(f"no dot with id {dot.hex()}", dot=dot.hex())
+        return int(row[0])
+
+    def _check_deleted(self, dot: DotId) -> None:
+        if not self._one("SELECT 1 FROM dots WHERE dot = ? AND trash IS NOT NULL", dot):
+            raise DotNotFound(f"no deleted dot with id {dot.hex()}", dot=dot.hex())
+
+    def _check_free(self, namespace: str, name: str) -> None:
+        if self._one(
+            "SELECT 1 FROM dots WHERE namespace = ? AND name = ? AND trash IS NULL", namespace, name
+        ):
+            raise AlreadyExists(f"{name} exists already", namespace=namespace, name=name)
+
+    def _check_remote(self, name: str) -> None:
+        if not self._one("SELECT 1 FROM remotes WHERE name = ?", name):
+            raise RemoteNotFound(f"no remote {name}", remote=name)
+
+    def _check_no_remote(self, name: str) -> None:
+        if self._one("SELECT 1 FROM remotes WHERE name = ?", name):
+            raise AlreadyExists(f"remote {name} exists already", remote=name)
+
+    def _check_ref_change(self, event: RefChanged) -> None:
+        number = self._check_live(event.dot)
+        check_ref_name(event.name)
+        row = self._db.execute(
+            "SELECT target FROM refs WHERE dot = ? AND name = ?", (number, event.name)
+        ).fetchone()
+        current = self._id(row[0]) if row else None
+        if current != event.old:
+            raise RefConflict(
+                f"{event.name} has moved",
+                hint="look at it and try again",
+                ref=event.name,
+                expected=event.old.hex() if event.old else None,
+                actual=current.hex() if current else None,
+            )
+        names_commit = event.name.startswith(("branch/", "stash/"))
+        if event.new is not None and names_commit and self._node(number, event.new) is None:
+            raise ObjectMissing(
+                f"commit {event.new.hex()} is not here", kind="commit", id=event.new.hex()
+            )
+
+    def _check_branch_rename(self, event: BranchRenamed) -> None:
+        number = self._check_live(event.dot)
+        check_branch_name(event.new)
+        exists = "SELECT 1 FROM refs WHERE dot = ? AND name = ? AND target IS NOT NULL"
+        is_head = "SELECT 1 FROM dots WHERE number = ? AND head = ?"
+        old_exists = self._one(exists, number, f"branch/{event.old}")
+        if not old_exists and not self._one(is_head, number, event.old):
+            raise NotFound(f"no branch {event.old}", branch=event.old)
+        if self._one(exists, number, f"branch/{event.new}") or (
+            self._one(is_head, number, event.new)
+        ):
+            raise AlreadyExists(f"branch {event.new} exists already", branch=event.new)
+
+    def _check_attach(self, event: TreeAttached) -> None:
+        number = self._check_live(event.dot)
+        if self._one("SELECT 1 FROM trees WHERE dot = ?", number):
+            raise AlreadyExists("the dot has an attached directory already")
+        if self._one("SELECT 1 FROM trees WHERE path = ?", event.path):
+            raise AlreadyExists("the directory is attached to another dot already")
+
+    # --- applying -------------------------------------------------------------------------------
+
+    def apply(self, seq: int, event: Event) -> None:
+        """Change the tables by one event. Raises DotNotFound, sqlite3.IntegrityError when the
+        event does not follow from those before, ObjectMissing (not in a replay)."""
+        db = self._db
+        match event:
+            case StoreCreated():
+                self.set_meta("cluster_id", event.cluster_id)
+                self.set_meta("epoch", event.epoch)
+            case EpochStarted():
+                self.set_meta("epoch", event.epoch)
+            case DotCreated():
+                db.execute(
+                    "INSERT INTO dots (dot, namespace, name, owner, head, created_seq) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (event.dot, event.namespace, event.name, event.owner, DEFAULT_BRANCH, seq),
+                )
+            case DotRenamed():
+                db.execute(
+                    "UPDATE dots SET namespace = ?, name = ? WHERE number = ?",
+                    (event.namespace, event.name, self._dot(event.dot)),
+                )
+            case DotDeleted():
+                self._delete_dot(event)
+            case DotRestored():
+                db.execute(
+                    "UPDATE dots SET namespace = ?, name = ?, trash = NULL WHERE number = ?",
+                    (event.namespace, event.name, self._dot(event.dot)),
+                )
+            case DotPurged():
+                self._purge_dot(self._dot(event.dot), event.dot)
+            case CurrentDotSwitched():
+                self.set_meta("current_dot", event.dot)
+            case HeadSwitched():
+                db.execute(
+                    "UPDATE dots SET head = ? WHERE number = ?",
+                    (event.branch, self._dot(event.dot)),
+                )
+            case CommitsAdded():
+                self._add_commits(seq, event)
+            case RefChanged():
+                self._change_ref(seq, event)
+            case BranchRenamed():
+                self._rename_branch(seq, event)
+            case WorkingSaved():
+                number = self._dot(event.dot)
+                db.execute(
+                    "INSERT OR REPLACE INTO working VALUES (?, ?, ?, ?, ?)",
+                    (number, event.branch, self._target(number, event.commit), event.reason, seq),
+                )
+            case WorkingDropped():
+                db.execute(
+                    "DELETE FROM working WHERE dot = ? AND branch = ?",
+                    (self._dot(event.dot), event.branch),
+                )
+            case TreeAttached():
+                self._attach_tree(event)
+            case TreeDetached():
+                number = self._dot(event.dot)
+                db.execute("DELETE FROM trees WHERE dot = ?", (number,))
+                db.execute("DELETE FROM switches WHERE dot = ?", (number,))
+            case TreeSwitchStarted():
+                self._start_switch(seq, event)
+            case TreeSwitchFinished():
+                number = self._dot(event.dot)
+                db.execute(
+                    "DELETE FROM switches WHERE dot = ? AND branch = ?", (number, event.branch)
+                )
+                db.execute("UPDATE trees SET branch = ? WHERE dot = ?", (event.branch, number))
+            case RemoteAdded():
+                db.execute(
+                    "INSERT INTO remotes VALUES (?, ?, ?)",
+                    (event.name, event.url, event.dm_command),
+                )
+            case RemoteRemoved():
+                self._remove_remote(seq, event.name)
+            case RemoteRenamed():
+                self._rename_remote(event)
+            case UpstreamSet():
+                db.execute(
+                    "INSERT OR REPLACE INTO upstreams VALUES (?, ?, ?, ?)",
+                    (self._dot(event.dot), event.remote, event.namespace, event.name),
+                )
+            case RemoteObserved():
+                db.execute(
+                    "INSERT OR REPLACE INTO observed VALUES (?, ?, ?, ?, ?)",
+                    (event.remote, event.dot, event.cluster_id, event.epoch, event.seq),
+                )
+            case TransferStarted():
+                db.execute(
+                    "INSERT INTO transfers (transfer_id, started_seq, direction, remote, dot, "
+                    "branch) VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        event.transfer_id,
+                        seq,
+                        event.direction,
+                        event.remote,
+                        event.dot,
+                        event.branch,
+                    ),
+                )
+            case TransferFinished():
+                db.execute(
+                    "UPDATE transfers SET finished_seq = ?, status = ?, summary = ? "
+                    "WHERE transfer_id = ?",
+                    (seq, event.status, encode(event.summary), event.transfer_id),
+                )
+            case _:
+                assert_never(event)
+
+    def set_meta(self, key: str, value: object) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def _delete_dot(self, event: DotDeleted) -> None:
+        number = self._dot(event.dot)
+        self._db.execute("UPDATE dots SET trash = ? WHERE number = ?", (event.trash, number))
+        # The user's directory is free for another dot at once.
+        self._db.execute("DELETE FROM trees WHERE dot = ?", (number,))
+        self._db.execute("DELETE FROM switches WHERE dot = ?", (number,))
+        self._db.execute(
+            "UPDATE meta SET value = NULL WHERE key = 'current_dot' AND value = ?", (event.dot,)
+        )
+
+    def _purge_dot(self, number: int, dot: DotId) -> None:
+        db = self._db
+        db.execute(
+            "DELETE FROM reflog WHERE ref IN (SELECT number FROM refs WHERE dot = ?)", (number,)
+        )
+        of_commit = "IN (SELECT rid FROM commits WHERE dot = ?)"
+        db.execute(f"DELETE FROM parents WHERE child {of_commit}", (number,))
+        db.execute(f"DELETE FROM commit_payloads WHERE rid {of_commit}", (number,))
+        db.execute(f"DELETE FROM commit_deltas WHERE rid {of_commit}", (number,))
+        # Commits refer to each other; checked at the end of the transaction only.
+        db.execute("PRAGMA defer_foreign_keys = 1")
+        for table in (
+            "refs",
+            "working",
+            "trees",
+            "switches",
+            "upstreams",
+            "missing_commits",
+            "commits",
+        ):
+            db.execute(f"DELETE FROM {table} WHERE dot = ?", (number,))
+        db.execute("DELETE FROM observed WHERE dot = ?", (dot,))
+        db.execute("DELETE FROM dots WHERE number = ?", (number,))
+
+    # --- commits --------------------------------------------------------------------------------
+
+    def _add_commits(self, seq: int, event: CommitsAdded) -> None:
+        number = self._dot(event.dot)
+        row = self._one("SELECT value FROM meta WHERE key = 'next_rid'")
+        rid = int(str(row[0])) if row else 1
+        # Each listed commit uses up a rid, known already or not, so that a replay without the
+        # payloads of purged dots numbers the others alike.
+        self.set_meta("next_rid", rid + len(event.commits))
+        if event.dot in self._purged:
+            return
+        capture = encode(event.capture) if event.capture else None
+        nodes: dict[ObjectId, _Node] = {}
+        for commit_rid, commit in enumerate(event.commits, rid):
+            if self._node(number, commit) is None:
+                self._add_commit(number, commit_rid, event, seq, commit, capture, nodes)
+
+    def _add_commit(
+        self,
+        number: int,
+        rid: int,
+        event: CommitsAdded,
+        seq: int,
+        commit: ObjectId,
+        capture: bytes | None,
+        nodes: dict[ObjectId, _Node],
+    ) -> None:
+        try:
+            payload = self._read_commit(event.dot, commit)
+            parents = []
+            for parent in commit_from_bytes(payload).parents:
+                node = nodes.get(parent) or self._node(number, parent)
+                if node is None:
+                    raise ObjectMissing(
+                        f"parent {parent.hex()} of commit {commit.hex()} is not here",
+                        hint="list parents before their children",
+                        kind="commit",
+                        id=parent.hex(),
+                    )
+                parents.append(node)
+        except Corruption:
+            if not self._is_replay:
+                raise
+            # The log says that it was here: what else is there must stay usable, fsck tells.
+            self._db.execute(
+                "INSERT OR IGNORE INTO missing_commits VALUES (?, ?)", (number, commit)
+            )
+            return
+        node = self._place(rid, parents)
+        nodes[commit] = node
+        self._db.execute(
+            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                rid,
+                number,
+                commit,
+                node[1],
+                node[2],
+                parents[0][0] if parents else None,
+                node[3],
+                int(len(parents) > 1),
+            ),
+        )
+        self._db.execute(
+            "INSERT INTO commit_payloads VALUES (?, ?, ?, ?, ?)",
+            (rid, seq, capture, event.transfer, payload),
+        )
+        for position, parent_node in enumerate(parents[1:], 1):
+            self._db.execute(
+                "INSERT INTO parents VALUES (?, ?, ?)", (rid, position, parent_node[0])
+            )
+
+    def _place(self, rid: int, parents: list[_Node]) -> _Node:
+        """The new commit's place in the graph: core.graph says what the numbers mean."""
+        if not parents:
+            return (rid, 1, 0, rid)
+        generation = 1 + max(node[1] for node in parents)
+        parent_rid, _, parent_depth, parent_jump = parents[0]
+        jump_of = "SELECT first_parent_depth, jump FROM commits WHERE rid = ?"
+        first_depth, second_jump = self._db.execute(jump_of, (parent_jump,)).fetchone()
+        second_depth, _ = self._db.execute(jump_of, (second_jump,)).fetchone()
+        is_far = jumps_far(parent_depth, first_depth, second_depth)
+        return (rid, generation, parent_depth + 1, second_jump if is_far else parent_rid)
+
+    # --- refs -----------------------------------------------------------------------------------
+
+    def _ref(self, number: int, name: str, seq: int) -> int:
+        row = self._db.execute(
+            "SELECT number FROM refs WHERE dot = ? AND name = ?", (number, name)
+        ).fetchone()
+        if row is not None:
+            return int(row[0])
+        cursor = self._db.execute(
+            "INSERT INTO refs (dot, name, seq) VALUES (?, ?, ?)", (number, name, seq)
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def _note_in_reflog(
+        self, ref: int, seq: int, old: _Target, new: _Target, kind: str, reason: str
+    ) -> None:
+        self._db.execute(
+            "INSERT INTO reflog VALUES (?, ?, ?, ?, ?, ?)",
+            (ref, seq, old, new, self._text(kind), reason or None),
+        )
+
+    def _change_ref(self, seq: int, event: RefChanged) -> None:
+        number = self._dot(event.dot)
+        ref = self._ref(number, event.name, seq)
+        old, new = self._target(number, event.old), self._target(number, event.new)
+        # A deleted ref keeps its row: its reflog shows what undo can bring back.
+        self._db.execute(
+            "UPDATE refs SET target = ?1, seq = ?2, "
+            "origin = CASE WHEN ?1 IS NULL THEN NULL ELSE COALESCE(?3, origin) END "
+            "WHERE number = ?4",
+            (new, seq, event.origin, ref),
+        )
+        self._note_in_reflog(ref, seq, old, new, event.kind, event.reason)
+
+    def _move_ref(self, number: int, old: str, new: str, seq: int | None) -> int | None:
+        """Give a ref's row another name, together with its reflog; the other's reflog joins it."""
+        row = self._db.execute(
+            "SELECT number FROM refs WHERE dot = ? AND name = ?", (number, old)
+        ).fetchone()
+        if row is None:
+            return None
+        ref = int(row[0])
+        gone = self._db.execute(
+            "SELECT number FROM refs WHERE dot = ? AND name = ?", (number, new)
+        ).fetchone()
+        if gone is not None:
+            self._db.execute("UPDATE reflog SET ref = ? WHERE ref = ?", (ref, gone[0]))
+            self._db.execute("DELETE FROM refs WHERE number = ?", (gone[0],))
+        self._db.execute(
+            "UPDATE refs SET name = ?, seq = COALESCE(?, seq) WHERE number = ?", (new, seq, ref)
+        )
+        return ref
+
+    def _rename_branch(self, seq: int, event: BranchRenamed) -> None:
+        number = self._dot(event.dot)
+        names = (event.new, number, event.old)
+        ref = self._move_ref(number, f"branch/{event.old}", f"branch/{event.new}", seq)
+        if ref is not None:
+            row = self._db.execute("SELECT target FROM refs WHERE number = ?", (ref,)).fetchone()
+            reason = f"renamed from {event.old}"
+            self._note_in_reflog(ref, seq, row[0], row[0], "rename", reason)
+        self._db.execute("UPDATE refs SET origin = ? WHERE dot = ? AND origin = ?", names)
+        self._db.execute("UPDATE dots SET head = ? WHERE number = ? AND head = ?", names)
+        self._db.execute("UPDATE trees SET branch = ? WHERE dot = ? AND branch = ?", names)
+        for table in ("working", "switches"):
+            self._db.execute(
+                f"DELETE FROM {table} WHERE dot = ? AND branch = ?", (number, event.new)
+            )
+            self._db.execute(f"UPDATE {table} SET branch = ? WHERE dot = ? AND branch = ?", names)
+
+    # --- trees ----------------------------------------------------------------------------------
+
+    def _attach_tree(self, event: TreeAttached) -> None:
+        number = self._dot(event.dot)
+        (head,) = self._db.execute("SELECT head FROM dots WHERE number = ?", (number,)).fetchone()
+        # Device and inode are unsigned 64 bit, SQLite's integers are signed.
+        device, inode = event.device.to_bytes(8, "big"), event.inode.to_bytes(8, "big")
+        self._db.execute(
+            "INSERT INTO trees VALUES (?, ?, ?, ?, ?, ?)",
+            (number, event.path, int(event.as_root), device, inode, head),
+        )
+
+    def _start_switch(self, seq: int, event: TreeSwitchStarted) -> None:
+        number = self._dot(event.dot)
+        if self._one("SELECT 1 FROM trees WHERE dot = ?", number):
+            # One directory: a new switch replaces one that was never finished.
+            self._db.execute("DELETE FROM switches WHERE dot = ?", (number,))
+        self._db.execute(
+            "INSERT OR REPLACE INTO switches VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                number,
+                event.branch,
+                self._target(number, event.from_commit),
+                self._target(number, event.to_root_commit),
+                event.reason,
+                seq,
+            ),
+        )
+
+    # --- remotes --------------------------------------------------------------------------------
+
+    def _tracking_refs(self, remote: str) -> list[tuple[int, str, int, _Target]]:
+        """(dot number, name, ref number, target) of all refs `remote/REMOTE/...`."""
+        prefix = f"remote/{remote}/"
+        rows: list[tuple[int, str, int, _Target]] = self._db.execute(
+            "SELECT dot, name, number, target FROM refs "
+            "WHERE substr(name, 1, ?) = ? ORDER BY number",
+            (len(prefix), prefix),
+        ).fetchall()
+        return rows
+
+    def _remove_remote(self, seq: int, name: str) -> None:
+        for _, _, ref, target in self._tracking_refs(name):
+            if target is not None:
+                self._note_in_reflog(ref, seq, target, None, "delete", "remote removed")
+                self._db.execute(
+                    "UPDATE refs SET target = NULL, origin = NULL, seq = ? WHERE number = ?",
+                    (seq, ref),
+                )
+        self._db.execute("DELETE FROM remotes WHERE name = ?", (name,))
+        self._db.execute("DELETE FROM upstreams WHERE remote = ?", (name,))
+        self._db.execute("DELETE FROM observed WHERE remote = ?", (name,))
+
+    def _rename_remote(self, event: RemoteRenamed) -> None:
+        old_prefix, new_prefix = f"remote/{event.old}/", f"remote/{event.new}/"
+        for number, name, _, _ in self._tracking_refs(event.old):
+            self._move_ref(number, name, new_prefix + name.removeprefix(old_prefix), None)
+        names = (event.new, event.old)
+        self._db.execute("UPDATE remotes SET name = ? WHERE name = ?", names)
+        for table in ("upstreams", "observed"):
+            self._db.execute(f"DELETE FROM {table} WHERE remote = ?", (event.new,))
+            self._db.execute(f"UPDATE {table} SET remote = ? WHERE remote = ?", names)

@@ -1,0 +1,226 @@
+"""Tables of the catalog, and its connections (protocol/STORE.md 5).
+
+The catalog is a projection of the event log: a change of schema raises SCHEMA_VERSION, and an
+older file is rebuilt from the log instead of being migrated.
+"""
+
+import os
+import sqlite3
+from typing import Final
+
+from blake3 import blake3
+
+from dmsync.core.encoding import encode
+from dmsync.errors import StorageFailed
+
+SCHEMA_VERSION: Final = 1
+BUSY_TIMEOUT_MS: Final = 5000
+"""Only recovery and closing of the WAL by another process ever make a statement wait."""
+
+# A `target` is a commit's rid (INTEGER), or the id itself (BLOB) where the object is no commit
+# that was known then. Times, commands and actors stand once, in operations.
+SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE texts (number INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE TABLE operations (
+    first_seq INTEGER PRIMARY KEY,
+    events INTEGER NOT NULL,
+    time_ns INTEGER NOT NULL,
+    op_id BLOB NOT NULL UNIQUE,
+    command INTEGER NOT NULL REFERENCES texts,
+    actor INTEGER NOT NULL REFERENCES texts,
+    segment INTEGER NOT NULL,
+    record_offset INTEGER NOT NULL
+);
+CREATE TABLE dots (
+    number INTEGER PRIMARY KEY,
+    dot BLOB NOT NULL UNIQUE,
+    namespace TEXT NOT NULL,
+    name TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    head TEXT NOT NULL,
+    created_seq INTEGER NOT NULL,
+    trash TEXT
+);
+CREATE UNIQUE INDEX dots_by_name ON dots (namespace, name) WHERE trash IS NULL;
+CREATE TABLE commits (
+    rid INTEGER PRIMARY KEY,
+    dot INTEGER NOT NULL REFERENCES dots,
+    id BLOB NOT NULL,
+    generation INTEGER NOT NULL,
+    first_parent_depth INTEGER NOT NULL,
+    first_parent INTEGER REFERENCES commits,
+    jump INTEGER NOT NULL REFERENCES commits,
+    is_merge INTEGER NOT NULL
+);
+CREATE INDEX commits_by_key ON commits (dot, substr(id, 1, 8));
+CREATE TABLE parents (
+    child INTEGER NOT NULL REFERENCES commits,
+    pos INTEGER NOT NULL,
+    parent INTEGER NOT NULL REFERENCES commits,
+    PRIMARY KEY (child, pos)
+) WITHOUT ROWID;
+CREATE TABLE commit_payloads (
+    rid INTEGER PRIMARY KEY REFERENCES commits,
+    seq INTEGER NOT NULL,
+    capture BLOB,
+    transfer BLOB,
+    payload BLOB NOT NULL
+);
+CREATE TABLE commit_deltas (rid INTEGER PRIMARY KEY REFERENCES commits, delta BLOB NOT NULL);
+CREATE TABLE missing_commits (
+    dot INTEGER NOT NULL REFERENCES dots,
+    id BLOB NOT NULL,
+    PRIMARY KEY (dot, id)
+) WITHOUT ROWID;
+CREATE TABLE refs (
+    number INTEGER PRIMARY KEY,
+    dot INTEGER NOT NULL REFERENCES dots,
+    name TEXT NOT NULL,
+    target,
+    seq INTEGER NOT NULL,
+    origin TEXT,
+    UNIQUE (dot, name)
+);
+CREATE TABLE reflog (
+    ref INTEGER NOT NULL REFERENCES refs,
+    seq INTEGER NOT NULL,
+    old,
+    new,
+    kind INTEGER NOT NULL REFERENCES texts,
+    reason TEXT,
+    PRIMARY KEY (ref, seq)
+) WITHOUT ROWID;
+CREATE TABLE working (
+    dot INTEGER NOT NULL REFERENCES dots,
+    branch TEXT NOT NULL,
+    target NOT NULL,
+    reason TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (dot, branch)
+) WITHOUT ROWID;
+CREATE TABLE trees (
+    dot INTEGER PRIMARY KEY REFERENCES dots,
+    path BLOB NOT NULL UNIQUE,
+    as_root INTEGER NOT NULL,
+    device BLOB NOT NULL,
+    inode BLOB NOT NULL,
+    branch TEXT NOT NULL
+);
+CREATE TABLE switches (
+    dot INTEGER NOT NULL REFERENCES dots,
+    branch TEXT NOT NULL,
+    from_target,
+    to_target,
+    reason TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (dot, branch)
+) WITHOUT ROWID;
+CREATE TABLE remotes (name TEXT PRIMARY KEY, url TEXT NOT NULL, dm_command TEXT) WITHOUT ROWID;
+CREATE TABLE upstreams (
+    dot INTEGER NOT NULL REFERENCES dots,
+    remote TEXT NOT NULL,
+    namespace TEXT NOT NULL,
+    name TEXT NOT NULL,
+    PRIMARY KEY (dot, remote)
+) WITHOUT ROWID;
+CREATE TABLE observed (
+    remote TEXT NOT NULL,
+    dot BLOB NOT NULL,
+    cluster_id BLOB NOT NULL,
+    epoch INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (remote, dot)
+) WITHOUT ROWID;
+CREATE TABLE transfers (
+    transfer_id BLOB PRIMARY KEY,
+    started_seq INTEGER NOT NULL,
+    direction TEXT NOT NULL,
+    remote TEXT NOT NULL,
+    dot BLOB,
+    branch TEXT,
+    finished_seq INTEGER,
+    status TEXT,
+    summary BLOB
+) WITHOUT ROWID;
+"""
+
+DERIVED_TABLES: Final = frozenset({"commit_deltas"})
+"""Caches that are no function of the log alone; a rebuilt catalog starts without them."""
+
+
+def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
+    """Open a catalog with its pragmas set and read back. Raises sqlite3.Error, StorageFailed.
+
+    The database is never opened by other means: closing another descriptor of the file would
+    drop SQLite's POSIX locks. Transactions are explicit (isolation_level None).
+    """
+    connection = sqlite3.connect(
+        path,
+        timeout=BUSY_TIMEOUT_MS / 1000,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    try:
+        _set_pragmas(connection, read_only=read_only)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _set_pragmas(connection: sqlite3.Connection, *, read_only: bool) -> None:
+    wanted: dict[str, int | str] = {
+        "journal_mode": "wal",
+        "synchronous": 1,  # NORMAL: what a power cut takes back is caught up from the log
+        "foreign_keys": 0 if read_only else 1,
+        "wal_autocheckpoint": 0,  # checkpoints only under the log lock: the WAL-reset bug
+        "trusted_schema": 0,
+        "temp_store": 2,
+        "query_only": int(read_only),
+    }
+    for pragma, value in wanted.items():
+        connection.execute(f"PRAGMA {pragma} = {value}")
+        (actual,) = connection.execute(f"PRAGMA {pragma}").fetchone()
+        if actual != value:
+            raise StorageFailed(f"SQLite keeps {pragma} at {actual!r} instead of {value!r}")
+
+
+def checkpoint(connection: sqlite3.Connection, path: str, *, wal_bytes_min: int) -> None:
+    """Move the WAL into the database when it has grown; only the holder of the log lock may.
+
+    Gives up at once when a reader is in the way: the next writer tries again.
+    """
+    try:
+        wal_bytes = os.stat(f"{path}-wal").st_size
+    except FileNotFoundError:
+        return
+    if wal_bytes < wal_bytes_min:
+        return
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+
+
+def digest_of_rows(connection: sqlite3.Connection) -> dict[str, str]:
+    """Per table, a hash of all its rows in key order: equal for equal projections.
+
+    Inspection, so through sqlite-utils (84 ms to import).
+    """
+    from sqlite_utils import Database
+
+    database = Database(connection, execute_plugins=False)
+    digests = {}
+    for name in sorted(database.table_names()):
+        if name in DERIVED_TABLES or name.startswith("sqlite_"):
+            continue
+        table = database.table(name)
+        order = ", ".join(f'"{column}"' for column in table.pks)
+        hasher = blake3()
+        for row in database.execute(f'SELECT * FROM "{name}" ORDER BY {order}'):
+            hasher.update(encode(tuple(row)))
+        digests[name] = hasher.hexdigest()
+    return digests
