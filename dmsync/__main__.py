@@ -1,0 +1,8 @@
+"""`python -m dmsync` is `dm`."""
+
+import sys
+
+from dmsync.surfaces.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""Branches: list, make, delete, rename, check out, reset."""
+
+from dataclasses import dataclass
+
+from dmsync.core.events import BranchRenamed, Event, HeadSwitched, RefChanged, WorkingDropped
+from dmsync.core.graph import ancestors_difference
+from dmsync.core.ids import DotId, ObjectId
+from dmsync.core.names import check_branch_name
+from dmsync.engine import trees
+from dmsync.engine.capture import Progress
+from dmsync.engine.differences import Change, tree_differences
+from dmsync.engine.history import resolve_revision
+from dmsync.engine.restore import RestoreResult
+from dmsync.engine.store import Store
+from dmsync.errors import AlreadyExists, NotFound, RevisionNotFound, UsageError, WouldLose
+from dmsync.storage.catalog import DotRow
+
+
+@dataclass(frozen=True)
+class BranchSummary:
+    """One branch; `commits` counts those reachable from its tip, `tip` is None when unborn."""
+
+    name: str
+    tip: ObjectId | None
+    current: bool
+    commits: int
+    origin: str | None
+
+
+@dataclass(frozen=True)
+class SwitchSummary:
+    """What a checkout or reset did, or with a dry run would do (`changes`, against the tree)."""
+
+    branch: str
+    commit: ObjectId | None
+    commits_dropped: int = 0
+    saved_working: ObjectId | None = None
+    files_written: int = 0
+    files_removed: int = 0
+    bytes_written: int = 0
+    changes: tuple[Change, ...] = ()
+
+
+def list_branches(store: Store, dot: DotRow) -> list[BranchSummary]:
+    """Branches by name; the unborn current one included."""
+    head = store.catalog.head(dot.dot)
+    rows = {row.short_name: row for row in store.catalog.branches(dot.dot)}
+    names = sorted({*rows, head})
+    found = []
+    for name in names:
+        tip = rows[name].target if name in rows else None
+        commits = 0 if tip is None else commit_count(store, dot.dot, tip)
+        origin = rows[name].origin if name in rows else None
+        found.append(BranchSummary(name, tip, name == head, commits, origin))
+    return found
+
+
+def commit_count(store: Store, dot: DotId, tip: ObjectId) -> int:
+    """Number of commits reachable from `tip`. O(history)."""
+    return sum(1 for _ in ancestors_difference(store.catalog.graph(dot), [tip], []))
+
+
+def create_branch(store: Store, dot: DotRow, name: str, revision: str | None) -> ObjectId:
+    """Make a branch at `revision` (default HEAD). Raises AlreadyExists, RevisionNotFound."""
+    tip = _start_point(store, dot, name, revision)
+    with store.transaction("branch") as tx:
+        tx.append(_created(store, dot.dot, name, tip))
+    return tip
+
+
+def _start_point(store: Store, dot: DotRow, name: str, revision: str | None) -> ObjectId:
+    check_branch_name(name)
+    if store.catalog.branch(dot.dot, name) is not None:
+        raise AlreadyExists(f"Branch already exists: {name}")
+    return resolve_revision(store, dot, revision or "HEAD")
+
+
+def _created(store: Store, dot: DotId, name: str, tip: ObjectId) -> RefChanged:
+    head = store.catalog.head(dot)
+    return RefChanged(dot, f"branch/{name}", None, tip, "create", "branch created", origin=head)
+
+
+def delete_branch(store: Store, dot: DotRow, name: str) -> ObjectId:
+    """Delete a branch; its commits stay until gc, its uncommitted state is stored first.
+
+    Raises:
+        NotFound, WouldLose (it is the current branch).
+    """
+    row = store.catalog.branch(dot.dot, name)
+    if row is None:
+        raise RevisionNotFound(f"Branch does not exist: {name}")
+    if store.catalog.head(dot.dot) == name:
+        raise WouldLose(f"{name} is the current branch", hint="dm checkout another branch first")
+    with trees.ready(store, dot.dot):
+        events: list[Event] = []
+        place = trees.place_of(store, dot.dot, name)
+        if place is not None:
+            saved = trees.save_working(store, dot.dot, place, "branch deletion", None)
+            if saved is not None:
+                events.append(trees.working_event(dot.dot, name, saved, "branch deletion"))
+        events.append(
+            RefChanged(dot.dot, f"branch/{name}", row.target, None, "delete", "branch deleted")
+        )
+        with store.transaction("branch") as tx:
+            for event in events:
+                tx.append(event)
+        if place is not None and not place.attached:
+            trees.discard_place(store, dot.dot, place)
+    return row.target
+
+
+def rename_branch(store: Store, dot: DotRow, old: str, new: str) -> None:
+    """Rename a branch, its tree and its reflog. Raises NotFound, AlreadyExists."""
+    check_branch_name(new)
+    if store.catalog.branch(dot.dot, old) is None:
+        raise RevisionNotFound(f"Branch does not exist: {old}")
+    if store.catalog.branch(dot.dot, new) is not None:
+        raise AlreadyExists(f"Branch already exists: {new}")
+    with trees.ready(store, dot.dot):
+        place = trees.place_of(store, dot.dot, old)
+        with store.transaction("branch") as tx:
+            tx.append(BranchRenamed(dot.dot, old, new))
+        if place is not None:
+            trees.rename_place(store, dot.dot, place, new)
+
+
+def checkout(
+    store: Store,
+    dot: DotRow,
+    branch: str,
+    *,
+    create: bool = False,
+    revision: str | None = None,
+    discard: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> SwitchSummary:
+    """Make `branch` the current one.
+
+    An attached directory is switched to it: the state left behind is stored as the old branch's
+    working snapshot (unless `discard`) and the new branch's own snapshot, if any, comes back. A
+    managed dot has a tree per branch, so only a missing one is written.
+
+    Raises:
+        RevisionNotFound, AlreadyExists (with `create`).
+    """
+    with trees.ready(store, dot.dot, progress):
+        head = store.catalog.head(dot.dot)
+        events: list[Event] = []
+        if create:
+            tip: ObjectId | None = _start_point(store, dot, branch, revision)
+            assert tip is not None
+            events.append(_created(store, dot.dot, branch, tip))
+        else:
+            if revision is not None:
+                raise UsageError("a start point goes with -b: dm checkout -b BRANCH REV")
+            tip = _existing_tip(store, dot, branch, head)
+        target = store.catalog.working(dot.dot, branch) or tip
+        if dry_run:
+            return SwitchSummary(branch, tip, changes=_would_change(store, dot, head, target))
+        if branch == head:
+            place = trees.make_place(store, dot.dot, branch, progress)
+            return SwitchSummary(branch, tip)
+        events.append(HeadSwitched(dot.dot, branch))
+        if store.catalog.tree(dot.dot) is None:
+            with store.transaction("checkout") as tx:
+                for event in events:
+                    tx.append(event)
+            trees.make_place(store, dot.dot, branch, progress)
+            return SwitchSummary(branch, tip)
+        place = trees.require_place(store, dot.dot, head)
+        trees.check_place(store, dot.dot, place, accept_moved=False)
+        saved = None
+        if not discard:
+            saved = trees.save_working(store, dot.dot, place, "checkout", progress)
+        if saved is not None:
+            events.insert(0, trees.working_event(dot.dot, head, saved, "checkout"))
+        if target != tip:
+            events.append(WorkingDropped(dot.dot, branch))
+        result = trees.switch_tree(
+            store,
+            dot.dot,
+            branch=branch,
+            target=target,
+            events=events,
+            command="checkout",
+            progress=progress,
+        )
+    return _switched(branch, tip, saved, result)
+
+
+def _existing_tip(store: Store, dot: DotRow, branch: str, head: str) -> ObjectId | None:
+    row = store.catalog.branch(dot.dot, branch)
+    if row is None and branch != head:
+        raise RevisionNotFound(
+            f"Branch does not exist: {branch}", hint=f"dm checkout -b {branch} makes it"
+        )
+    return None if row is None else row.target
+
+
+def _switched(
+    branch: str,
+    commit: ObjectId | None,
+    saved: ObjectId | None,
+    result: RestoreResult | None,
+    dropped: int = 0,
+) -> SwitchSummary:
+    if result is None:
+        return SwitchSummary(branch, commit, dropped, saved)
+    return SwitchSummary(
+        branch,
+        commit,
+        dropped,
+        saved,
+        result.files_written,
+        result.names_removed,
+        result.bytes_written,
+    )
+
+
+def _would_change(
+    store: Store, dot: DotRow, branch: str, target: ObjectId | None
+) -> tuple[Change, ...]:
+    root = trees.snapshot_root(store, dot.dot, target)
+    place = trees.place_of(store, dot.dot, branch)
+    if place is None:
+        before = store.root(dot.dot, trees.branch_tip(store, dot.dot, branch))
+        return tuple(tree_differences(store.objects(dot.dot), before, root))
+    return tuple(trees.changes_towards(store, dot.dot, place, root))
+
+
+def reset(
+    store: Store,
+    dot: DotRow,
+    revision: str,
+    *,
+    hard: bool = False,
+    discard: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> SwitchSummary:
+    """Move the current branch, and its tree, to `revision`.
+
+    What the tree held beyond the tip is stored first (unless `discard`); the commits left behind
+    stay in the store and in the reflog.
+
+    Raises:
+        WouldLose: uncommitted changes would go and `hard` was not given.
+        RevisionNotFound: no such commit.
+    """
+    with trees.ready(store, dot.dot, progress):
+        branch = store.catalog.head(dot.dot)
+        tip = trees.branch_tip(store, dot.dot, branch)
+        if tip is None:
+            raise NotFound(f"branch {branch} has no commits yet")
+        target = resolve_revision(store, dot, revision)
+        graph = store.catalog.graph(dot.dot)
+        dropped = sum(1 for _ in ancestors_difference(graph, [tip], [target]))
+        if dry_run:
+            changes = _would_change(store, dot, branch, target)
+            return SwitchSummary(branch, target, dropped, changes=changes)
+        place = trees.place_of(store, dot.dot, branch)
+        saved = None
+        events: list[Event] = []
+        if place is not None:
+            trees.check_place(store, dot.dot, place, accept_moved=False)
+            if not hard:
+                _refuse_uncommitted(store, dot, place, tip)
+            if not discard:
+                saved = trees.save_working(store, dot.dot, place, "reset", progress)
+            if saved is not None:
+                events.append(trees.working_event(dot.dot, branch, saved, "reset"))
+                events.append(WorkingDropped(dot.dot, branch))
+        if target != tip:
+            events.append(
+                RefChanged(dot.dot, f"branch/{branch}", tip, target, "reset", f"reset {revision}")
+            )
+        result = trees.switch_tree(
+            store,
+            dot.dot,
+            branch=branch,
+            target=target,
+            events=events,
+            command="reset",
+            progress=progress,
+        )
+    return _switched(branch, target, saved, result, dropped)
+
+
+def _refuse_uncommitted(store: Store, dot: DotRow, place: trees.TreePlace, tip: ObjectId) -> None:
+    changes = trees.tree_changes(store, dot.dot, place, store.root(dot.dot, tip))
+    if changes:
+        raise WouldLose(
+            f"{len(changes)} uncommitted changes would go",
+            hint="commit them, or use --hard (they are stored first and can be brought back)",
+            paths=len(changes),
+        )

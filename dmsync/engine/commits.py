@@ -1,0 +1,220 @@
+"""Commit: the whole state of a dot becomes one durable point of its history."""
+
+import grp
+import os
+import pwd
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dmsync.core.events import Capture, CommitsAdded, RefChanged
+from dmsync.core.ids import Kind, ObjectId
+from dmsync.core.objects import (
+    MESSAGE_BYTES_MAX,
+    METADATA_BYTES_MAX,
+    Commit,
+    Entry,
+)
+from dmsync.engine import trees
+from dmsync.engine.capture import CaptureResult, Progress
+from dmsync.engine.commit_deltas import keep_delta
+from dmsync.engine.differences import Change, tree_differences
+from dmsync.engine.file_content import ChunkWriter
+from dmsync.engine.hooks import HookCommands, hook_environment, quiesced
+from dmsync.engine.store import Store
+from dmsync.errors import NothingToDo, UsageError
+from dmsync.storage.catalog import DotRow
+
+METADATA_RESERVED = frozenset({"author", "date", "message", "commit", "timestamp", "type"})
+
+
+@dataclass(frozen=True)
+class CommitRequest:
+    """What a user asks of `dm commit`. `metadata` in the order given; keys distinct."""
+
+    message: str
+    metadata: tuple[tuple[str, str], ...] = ()
+    author: str | None = None
+    fail_if_nothing: bool = False
+    accept_moved_tree: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class CommitSummary:
+    """What a commit did. `commit` is None for a dry run. Sizes in bytes; `changes` against the
+    parent; `bytes_stored` is the growth of the dot's packs."""
+
+    commit: ObjectId | None
+    parents: tuple[ObjectId, ...]
+    branch: str
+    changes: list[Change]
+    files_scanned: int
+    bytes_scanned: int
+    bytes_stored: int
+    capture: Capture
+    elapsed_s: float
+    unstable_paths: list[bytes]
+    unreadable_paths: list[bytes]
+
+
+def commit(
+    store: Store, dot: DotRow, request: CommitRequest, progress: Progress | None = None
+) -> CommitSummary:
+    """Commit all subdots of the current branch atomically; durable when it returns.
+
+    Raises:
+        UsageError: message or metadata out of bounds.
+        NothingToDo: nothing changed and the request says to fail then.
+        CaptureFailed: a hook failed, the tree is not the recorded one, or a subdot was emptied.
+        RefConflict: the branch moved meanwhile.
+    """
+    started = time.monotonic()
+    metadata = _checked_metadata(request)
+    with trees.ready(store, dot.dot, progress):
+        branch = store.catalog.head(dot.dot)
+        tip = trees.branch_tip(store, dot.dot, branch)
+        place = trees.make_place(store, dot.dot, branch, progress)
+        trees.check_place(store, dot.dot, place, accept_moved=request.accept_moved_tree)
+        before = store.root(dot.dot, tip)
+        objects = store.objects(dot.dot)
+        with objects.writer() as writer:
+            result, facts = _capture(store, dot, place, writer, progress)
+            if result.root == before and request.fail_if_nothing:
+                raise NothingToDo("nothing changed since the last commit")
+            if not request.accept_moved_tree:
+                trees.refuse_emptied(writer, before, result.root)
+            changes = tree_differences(writer, before, result.root)
+            if request.dry_run:
+                return _summary(None, tip, branch, changes, result, 0, facts, started)
+            value = _commit_value(store, dot, request, metadata, tip, result.root, changes)
+            new = writer.put(Kind.COMMIT, value.to_bytes())
+            writer.seal()
+            stored = writer.bytes_written
+        with store.transaction("commit") as tx:
+            tx.append(CommitsAdded(dot.dot, (new,), None, facts))
+            tx.append(
+                RefChanged(dot.dot, f"branch/{branch}", tip, new, "commit", request.message[:200])
+            )
+        result.stat_cache.save(place.stat_path)
+        if request.accept_moved_tree:
+            trees.record_moved(store, dot.dot, place)
+        if tip is not None:
+            keep_delta(store, dot.dot, new, changes)
+    return _summary(new, tip, branch, changes, result, stored, facts, started)
+
+
+def _capture(
+    store: Store,
+    dot: DotRow,
+    place: trees.TreePlace,
+    writer: ChunkWriter,
+    progress: Progress | None,
+) -> tuple[CaptureResult, Capture]:
+    hooks = store.settings.hooks.get(f"{dot.namespace}/{dot.name}") or store.settings.hooks.get(
+        dot.name, HookCommands()
+    )
+    environment = hook_environment(dot=dot.name, branch=place.branch, tree=os.fsdecode(place.path))
+    with quiesced(hooks, environment) as began:
+        result = trees.capture(store, dot.dot, place, writer, progress)
+        paused_us = int((time.monotonic() - began) * 1_000_000)
+    if hooks:
+        return result, ("hooks", "quiesced", paused_us)
+    consistency = "best-effort" if result.unstable_paths else "unmoved"
+    return result, ("read", consistency, 0)
+
+
+def _summary(
+    new: ObjectId | None,
+    tip: ObjectId | None,
+    branch: str,
+    changes: list[Change],
+    result: CaptureResult,
+    stored: int,
+    facts: Capture,
+    started: float,
+) -> CommitSummary:
+    return CommitSummary(
+        commit=new,
+        parents=() if tip is None else (tip,),
+        branch=branch,
+        changes=changes,
+        files_scanned=result.statistics.files,
+        bytes_scanned=result.statistics.bytes_scanned,
+        bytes_stored=stored,
+        capture=facts,
+        elapsed_s=time.monotonic() - started,
+        unstable_paths=list(result.unstable_paths),
+        unreadable_paths=list(result.unreadable_paths),
+    )
+
+
+def _commit_value(
+    store: Store,
+    dot: DotRow,
+    request: CommitRequest,
+    metadata: tuple[tuple[str, str], ...],
+    tip: ObjectId | None,
+    root: Entry,
+    changes: list[Change],
+) -> Commit:
+    time_ns, offset_minutes = store.clock()
+    before = None if tip is None else store.commit(dot.dot, tip)
+    entries = [change.new for change in changes if change.new is not None]
+    return Commit(
+        root=root,
+        parents=() if tip is None else (tip,),
+        author=request.author or store.settings.author,
+        committer=store.settings.author,
+        time_ns=time_ns,
+        offset_minutes=offset_minutes,
+        message=request.message,
+        metadata=metadata,
+        user_names=_names(before.user_names if before else (), {e.uid for e in entries}, _user),
+        group_names=_names(before.group_names if before else (), {e.gid for e in entries}, _group),
+    )
+
+
+def _names(
+    before: tuple[tuple[int, str], ...], ids: set[int], name_of: Callable[[int], str]
+) -> tuple[tuple[int, str], ...]:
+    """The parent's table and the names that changed entries' ids have here, sorted by id.
+
+    Ids that no file has any more may stay: finding out would cost a walk of the whole tree.
+    """
+    table = dict(before)
+    for number in ids - table.keys():
+        name = name_of(number)
+        if name:
+            table[number] = name
+    return tuple(sorted(table.items()))
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return ""
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except (KeyError, OverflowError):
+        return ""
+
+
+def _checked_metadata(request: CommitRequest) -> tuple[tuple[str, str], ...]:
+    if not request.message.strip():
+        raise UsageError("Please provide a commit message", hint='dm commit -m "MESSAGE"')
+    if len(request.message.encode()) > MESSAGE_BYTES_MAX:
+        raise UsageError("the commit message is longer than 1 MiB")
+    pairs = dict(request.metadata)
+    for key in pairs:
+        if not key or not (key[0].islower() and key.isprintable()):
+            raise UsageError(f"Metadata field names must start with lowercase characters: {key}")
+        if key in METADATA_RESERVED:
+            raise UsageError(f"metadata key {key} is reserved")
+    if sum(len(k.encode()) + len(v.encode()) for k, v in pairs.items()) > METADATA_BYTES_MAX:
+        raise UsageError("the metadata is longer than 64 KiB")
+    return tuple(sorted(pairs.items()))

@@ -1,0 +1,143 @@
+"""What differs between two trees, by path: added, removed, changed, renamed."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from dmsync.core.objects import Entry, EntryKind
+from dmsync.core.pages import DIRECTORY, PageReader, differing_items, walk_tree
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One path that differs. `kind` is `+`, `-`, `*` or `R` (renamed from `old_path`).
+
+    `metadata_only`: kind and content are equal; mode, owner, time, attributes or links are not.
+    """
+
+    path: bytes
+    kind: str
+    old: Entry | None
+    new: Entry | None
+    old_path: bytes | None = None
+    metadata_only: bool = False
+
+
+def compared(path: bytes, old: Entry | None, new: Entry | None) -> Change | None:
+    """The change at one path, or None. A directory's time alone is no change: it only follows
+    what happened inside."""
+    if old is None or new is None:
+        if old is None and new is None:
+            return None
+        return Change(path, "-" if new is None else "+", old, new)
+    if not old.same_data(new):
+        return Change(path, "*", old, new)
+    if old.kind is EntryKind.DIRECTORY:
+        if (old.mode, old.uid, old.gid, old.xattrs) == (new.mode, new.uid, new.gid, new.xattrs):
+            return None
+    elif old.same_metadata(new):
+        return None
+    return Change(path, "*", old, new, metadata_only=True)
+
+
+def whole_tree(reader: PageReader, path: bytes, entry: Entry, kind: str) -> Iterator[Change]:
+    """Everything below the directory `entry` at `path` as added or removed."""
+    for below, found in walk_tree(reader, entry):
+        old, new = (None, found) if kind == "+" else (found, None)
+        yield Change(joined(path, below), kind, old, new)
+
+
+def joined(above: bytes, name: bytes) -> bytes:
+    return above + b"/" + name if above else name
+
+
+def tree_differences(
+    reader: PageReader, old: Entry, new: Entry, *, renames: bool = True
+) -> list[Change]:
+    """Changes from the directory `old` to `new`, sorted by path; the roots' own metadata too.
+
+    Reads only pages that differ. Raises ObjectMissing, BadObject.
+    """
+    changes: list[Change] = []
+    at_root = compared(b"", old, new)
+    if at_root is not None:
+        changes.append(at_root)
+    pending = [(b"", old, new)]
+    while pending:
+        path, before, after = pending.pop()
+        if before.tree == after.tree:
+            continue
+        for below, was, now in _differing_names(reader, path, before, after):
+            change = compared(below, was, now)
+            if change is not None:
+                changes.append(change)
+            was_directory = was if was and was.kind is EntryKind.DIRECTORY else None
+            now_directory = now if now and now.kind is EntryKind.DIRECTORY else None
+            if was_directory and now_directory:
+                pending.append((below, was_directory, now_directory))
+            elif was_directory:
+                changes.extend(whole_tree(reader, below, was_directory, "-"))
+            elif now_directory:
+                changes.extend(whole_tree(reader, below, now_directory, "+"))
+    return with_renames(changes) if renames else in_order(changes)
+
+
+def _differing_names(
+    reader: PageReader, path: bytes, before: Entry, after: Entry
+) -> Iterator[tuple[bytes, Entry | None, Entry | None]]:
+    old_items, new_items, _ = differing_items(reader, before.tree, after.tree, DIRECTORY)
+    was = {entry.name: entry for entry in old_items}
+    now = {entry.name: entry for entry in new_items}
+    for name in was.keys() | now.keys():
+        if was.get(name) != now.get(name):
+            yield joined(path, name), was.get(name), now.get(name)
+
+
+def in_order(changes: Iterable[Change]) -> list[Change]:
+    """Sorted by path, a removal before an addition of the same path."""
+    return sorted(changes, key=lambda change: (change.path, change.kind != "-"))
+
+
+def with_renames(changes: list[Change]) -> list[Change]:
+    """The same changes, sorted, removed and added files of equal content joined as renames.
+
+    Among several candidates the one with the same last name wins, then the first by path. Empty
+    files and those of zeros only are too common to tell anything.
+    """
+    removed: dict[tuple[int, bytes], list[Change]] = {}
+    for change in in_order(changes):
+        if change.kind == "-" and change.old is not None and _is_distinctive(change.old):
+            removed.setdefault((change.old.size, change.old.content), []).append(change)
+    if not removed:
+        return in_order(changes)
+    result: dict[int, Change] = {}
+    used: set[bytes] = set()
+    for change in in_order(changes):
+        if change.kind != "+" or change.new is None or not _is_distinctive(change.new):
+            continue
+        candidates = removed.get((change.new.size, change.new.content), [])
+        source = _best_source(candidates, change.path)
+        if source is not None and source.old is not None:
+            candidates.remove(source)
+            used.add(source.path)
+            result[id(change)] = Change(
+                change.path,
+                "R",
+                source.old,
+                change.new,
+                source.path,
+                metadata_only=True,
+            )
+    kept = [c for c in changes if not (c.kind == "-" and c.path in used)]
+    return in_order(result.get(id(change), change) for change in kept)
+
+
+def _is_distinctive(entry: Entry) -> bool:
+    return entry.kind is EntryKind.FILE and entry.content != b""
+
+
+def _best_source(candidates: list[Change], path: bytes) -> Change | None:
+    name = path.rpartition(b"/")[2]
+    for candidate in candidates:
+        if candidate.path.rpartition(b"/")[2] == name:
+            return candidate
+    return candidates[0] if candidates else None

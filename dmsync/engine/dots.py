@@ -1,0 +1,291 @@
+"""Dots: make, choose, list, show, locate, rename, delete."""
+
+import os
+import secrets
+from dataclasses import dataclass
+
+from dmsync.core.events import (
+    CurrentDotSwitched,
+    DotCreated,
+    DotDeleted,
+    DotRenamed,
+    TreeAttached,
+    UpstreamSet,
+)
+from dmsync.core.ids import DOT_ID_BYTES, DotId
+from dmsync.core.names import DotName, check_dot_name, parse_dot_name
+from dmsync.engine import trees
+from dmsync.engine.branches import BranchSummary, commit_count, list_branches
+from dmsync.engine.store import Store
+from dmsync.errors import (
+    AlreadyExists,
+    DotNotFound,
+    RemoteNotFound,
+    StorageFailed,
+    UsageError,
+)
+from dmsync.storage.catalog import DotRow
+from dmsync.storage.durable import fsync_directory, make_directory_durable
+
+MASTER = "master"
+ROOT_SUBDOT = "__root__"
+
+
+@dataclass(frozen=True)
+class DotSummary:
+    """One line of `dm list`. `dirty_bytes` is None where there is no working tree."""
+
+    namespace: str
+    name: str
+    display_name: str
+    id: DotId
+    current: bool
+    branch: str
+    server: str
+    containers: list[str]
+    size_bytes: int
+    commits: int
+    dirty_bytes: int | None
+
+
+@dataclass(frozen=True)
+class DotDetails:
+    """All that `dm dot show` tells."""
+
+    summary: DotSummary
+    master_branch_id: str
+    branches: list[BranchSummary]
+    tree_path: bytes | None
+    attached: bool
+    upstreams: list[tuple[str, str]]
+
+
+def display_name(store: Store, namespace: str, name: str) -> str:
+    """`name`, with its namespace unless that is the store's own."""
+    return name if namespace == store.settings.namespace else f"{namespace}/{name}"
+
+
+def find_dot(store: Store, text: str) -> DotRow:
+    """The dot of that name, `[namespace/]dot`. Raises DotNotFound, InvalidName."""
+    return _find(store, parse_dot_name(text))
+
+
+def _find(store: Store, expression: DotName) -> DotRow:
+    namespace = expression.namespace or store.settings.namespace
+    row = store.catalog.dot_by_name(namespace, expression.dot)
+    if row is None:
+        written = display_name(store, namespace, expression.dot)
+        raise DotNotFound(
+            f"No such filesystem named {written}: the dot doesn't exist", hint="dm list shows dots"
+        )
+    return row
+
+
+def resolve_dot(store: Store, name: str | None) -> DotRow:
+    """The named dot, else the current one, else the only one.
+
+    Raises:
+        DotNotFound: no such dot, or several and none chosen.
+    """
+    if name is not None:
+        return find_dot(store, name)
+    current = store.catalog.current_dot()
+    if current is not None:
+        row = store.catalog.dot(current)
+        if row is not None and row.trash is None:
+            return row
+    dots = store.catalog.dots()
+    if len(dots) == 1:
+        return dots[0]
+    raise DotNotFound(
+        "No current dot is selected",
+        hint="dm init DOT makes the first" if not dots else "dm switch DOT chooses one",
+    )
+
+
+def init_dot(store: Store, name: str, *, at: str | None, as_root: bool) -> DotRow:
+    """Make a dot with an unborn branch `master`, and make it the current one.
+
+    With `at`, that existing directory becomes its subdot `__default__` (or, `as_root`, its whole
+    tree); what it holds is the uncommitted content.
+
+    Raises:
+        AlreadyExists, InvalidName, UsageError (directory missing, inside the store, attached).
+    """
+    expression = parse_dot_name(name)
+    if expression.branch is not None or expression.subdot is not None:
+        raise UsageError(f'invalid dot name "{name}": a new dot has no branch or subdot yet')
+    if as_root and at is None:
+        raise UsageError("--as-root goes with --at DIR")
+    namespace = expression.namespace or store.settings.namespace
+    check_dot_name(expression.dot)
+    finish_deletions(store)
+    dot = DotId(secrets.token_bytes(DOT_ID_BYTES))
+    attached = None if at is None else _attachable(store, dot, at, as_root)
+    store.layout.make_dot_dirs(dot)
+    with store.transaction("init") as tx:
+        if store.catalog.dot_by_name(namespace, expression.dot) is not None:
+            written = display_name(store, namespace, expression.dot)
+            raise AlreadyExists(f"Error: {written} exists already")
+        tx.append(DotCreated(dot, namespace, expression.dot, store.settings.actor))
+        if attached is not None:
+            tx.append(attached)
+        tx.append(CurrentDotSwitched(dot))
+    row = store.catalog.dot(dot)
+    assert row is not None, "the transaction just created it"
+    if attached is None:
+        trees.make_place(store, dot, MASTER, None)
+    return row
+
+
+def _attachable(store: Store, dot: DotId, at: str, as_root: bool) -> TreeAttached:
+    path = os.path.realpath(at)
+    if not os.path.isdir(path):
+        raise UsageError(f"{at} is not a directory", hint="make it first")
+    home = os.path.realpath(store.home)
+    if path == home or path.startswith(home + os.sep) or home.startswith(path.rstrip("/") + os.sep):
+        raise UsageError(f"{at} and the store {home} lie within one another")
+    found = os.stat(path)
+    for row in store.catalog.dots():
+        tree = store.catalog.tree(row.dot)
+        if tree is not None and (tree.device, tree.inode) == (found.st_dev, found.st_ino):
+            raise UsageError(f"{at} is attached to the dot {row.name} already")
+    return TreeAttached(dot, os.fsencode(path), as_root, found.st_dev, found.st_ino)
+
+
+def switch_dot(store: Store, name: str) -> DotRow:
+    """Make a dot the current one. Writes nothing when it is already."""
+    row = find_dot(store, name)
+    if store.catalog.current_dot() != row.dot:
+        with store.transaction("switch") as tx:
+            tx.append(CurrentDotSwitched(row.dot))
+    return row
+
+
+def list_dots(store: Store) -> list[DotSummary]:
+    """All dots, by displayed name."""
+    summaries = [_summary(store, row) for row in store.catalog.dots()]
+    return sorted(summaries, key=lambda summary: summary.display_name)
+
+
+def _summary(store: Store, row: DotRow) -> DotSummary:
+    report = trees.status(store, row.dot)
+    tip = report.head
+    return DotSummary(
+        namespace=row.namespace,
+        name=row.name,
+        display_name=display_name(store, row.namespace, row.name),
+        id=row.dot,
+        current=store.catalog.current_dot() == row.dot,
+        branch=report.branch,
+        server=os.uname().nodename,
+        containers=[],
+        size_bytes=store.objects(row.dot).stored_bytes(),
+        commits=0 if tip is None else commit_count(store, row.dot, tip),
+        dirty_bytes=report.dirty_bytes if report.materialised else None,
+    )
+
+
+def show_dot(store: Store, name: str | None) -> DotDetails:
+    row = resolve_dot(store, name)
+    summary = _summary(store, row)
+    place = trees.place_of(store, row.dot, summary.branch)
+    upstreams = [
+        (remote, display_name(store, namespace, dot))
+        for remote, namespace, dot in store.catalog.upstreams(row.dot)
+    ]
+    return DotDetails(
+        summary=summary,
+        master_branch_id=row.dot.hex(),
+        branches=list_branches(store, row),
+        tree_path=None if place is None else place.path,
+        attached=place is not None and place.attached,
+        upstreams=upstreams,
+    )
+
+
+def dot_path(store: Store, text: str | None) -> bytes:
+    """The directory to mount or write into, made when needed.
+
+    `DOT[@BRANCH][.SUBDOT]`: default subdot `__default__`, whole tree `__root__`.
+    """
+    expression = None if text is None else parse_dot_name(text)
+    row = resolve_dot(store, None) if expression is None else _find(store, expression)
+    head = store.catalog.head(row.dot)
+    branch = (expression.branch if expression else None) or head
+    subdot = (expression.subdot if expression else None) or "__default__"
+    if branch != head and store.catalog.branch(row.dot, branch) is None:
+        raise DotNotFound(f"Branch does not exist: {branch}")
+    with trees.ready(store, row.dot):
+        place = trees.make_place(store, row.dot, branch, None)
+    if place.subdot is not None:
+        if subdot != "__default__":
+            raise UsageError("a dot attached with --at has the subdot __default__ only")
+        return place.path
+    if subdot == ROOT_SUBDOT:
+        return place.path
+    path = os.path.join(place.path, os.fsencode(subdot))
+    if not os.path.isdir(path):
+        _make_subdot(path)
+    return path
+
+
+def _make_subdot(path: bytes) -> None:
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        return
+    except OSError as exc:
+        raise StorageFailed(f"cannot make {os.fsdecode(path)}: {exc.strerror}") from exc
+
+
+def rename_dot(store: Store, old: str, new: str) -> None:
+    """Rename a dot; its id, history and upstreams stay."""
+    row = find_dot(store, old)
+    expression = parse_dot_name(new)
+    if expression.branch is not None or expression.subdot is not None:
+        raise UsageError(f'invalid dot name "{new}"')
+    namespace = expression.namespace or row.namespace
+    with store.transaction("rename") as tx:
+        if store.catalog.dot_by_name(namespace, expression.dot) is not None:
+            raise AlreadyExists(f"Error: {new} exists already")
+        tx.append(DotRenamed(row.dot, namespace, expression.dot))
+
+
+def set_upstream(store: Store, dot: str | None, remote: str, remote_dot: str) -> None:
+    """Remember under which name `remote` knows this dot; it need not exist there yet."""
+    row = resolve_dot(store, dot)
+    if store.catalog.remote(remote) is None:
+        raise RemoteNotFound(f"Unable to find remote '{remote}'", hint="dm remote -v lists them")
+    expression = parse_dot_name(remote_dot)
+    with store.transaction("set-upstream") as tx:
+        tx.append(UpstreamSet(row.dot, remote, expression.namespace or "", expression.dot))
+
+
+def delete_dot(store: Store, name: str) -> DotRow:
+    """Delete a dot: its name is free at once, its data goes to the trash until the grace is over.
+
+    A managed tree goes with it as it is, uncommitted changes included; an attached directory is
+    left untouched.
+    """
+    row = find_dot(store, name)
+    with store.dot_locked(row.dot):
+        trash = f"{row.dot.hex()}-{secrets.token_hex(4)}"
+        with store.transaction("delete") as tx:
+            tx.append(DotDeleted(row.dot, trash))
+        finish_deletions(store)
+    return row
+
+
+def finish_deletions(store: Store) -> None:
+    """Move the directories of deleted dots to the trash; completes what a kill interrupted."""
+    make_directory_durable(store.layout.trash_dir)
+    for row in store.catalog.dots(include_deleted=True):
+        if row.trash is None:
+            continue
+        source = store.layout.dot_dir(row.dot)
+        target = store.layout.trashed_dot_dir(row.trash)
+        if os.path.isdir(source) and not os.path.exists(target):
+            store.forget_objects(row.dot)
+            os.rename(source, target)
+            fsync_directory(store.layout.trash_dir)

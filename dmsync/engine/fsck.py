@@ -1,0 +1,365 @@
+"""fsck: is everything that a ref can name here, whole, and what it was when it was stored?
+
+Trusts no projection: the log's chain is verified, the catalog compared with one folded anew, every
+pack checked, and the closure of every ref walked page by page. Changes nothing.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dmsync.core.graph import ancestors_difference
+from dmsync.core.ids import Kind, ObjectId, object_id
+from dmsync.core.objects import Entry, EntryKind, commit_from_bytes
+from dmsync.core.objects import Layout as FileLayout
+from dmsync.core.pages import DIRECTORY, MANIFEST, ZERO_RUN, Page, read_page
+from dmsync.engine.store import Store
+from dmsync.errors import Corruption, DmError, RevisionNotFound
+from dmsync.storage.catalog import Catalog, DotRow
+from dmsync.storage.event_log import EventLog
+from dmsync.storage.layout import Layout
+from dmsync.storage.object_store import ObjectStore
+
+DAMAGE_NAMED_MAX = 64
+"""Damaged objects told apart below one page; with more, only the first ones name their commits."""
+SCRATCH_PREFIX = "fsck-"
+COMPARISONS_MAX = 3
+"""Times the fold is repeated when somebody appends to the log meanwhile."""
+
+
+class FsckProgress(Protocol):
+    """Told how a check goes on."""
+
+    def phase(self, name: str) -> None: ...
+
+    def advance(self, size: int = 0, items: int = 0) -> None: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong. `dot` is a name, or "" for the store itself; `where` names a file, ref or
+    object; `commits` are those that cannot be trusted because of it (hex, newest first)."""
+
+    dot: str
+    where: str
+    message: str
+    commits: tuple[str, ...] = ()
+
+
+@dataclass
+class FsckReport:
+    """What was looked at and what is wrong. `notes` are worth knowing but harm nothing."""
+
+    full: bool
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    packs: int = 0
+    records: int = 0
+    commits: int = 0
+    pages: int = 0
+    chunks: int = 0
+    bytes_checked: int = 0
+
+
+class _Silent:
+    def phase(self, name: str) -> None:
+        return None
+
+    def advance(self, size: int = 0, items: int = 0) -> None:
+        return None
+
+
+def fsck(
+    store: Store,
+    dots: Iterable[DotRow] | None = None,
+    *,
+    full: bool,
+    progress: FsckProgress | None = None,
+) -> FsckReport:
+    """Check the store, or only some dots of it. `full` also decodes and hashes every record.
+
+    Returns the report; damage is never raised. Needs no lock: packs are immutable and what is
+    added meanwhile is complete when it can be seen.
+    """
+    report = FsckReport(full)
+    watching = progress or _Silent()
+    if dots is None:
+        _check_store(store, report, watching)
+    for dot in store.catalog.dots() if dots is None else dots:
+        watching.phase(f"checking {dot.name}")
+        _check_packs(store, dot, report, watching)
+        _check_closure(store, dot, report, watching)
+        _check_tree(store, dot, report)
+    return report
+
+
+def _check_store(store: Store, report: FsckReport, progress: FsckProgress) -> None:
+    progress.phase("checking the event log")
+    _record(report, "", "format", lambda: store.layout.read_format())
+    _record(report, "", "events", lambda: _verify_log(store))
+    progress.phase("folding the event log anew")
+    _record(report, "", "catalog.sqlite", lambda: _compare_projection(store, report))
+    known = {dot.dot.hex() for dot in store.catalog.dots(include_deleted=True)}
+    try:
+        found = sorted(os.listdir(store.layout.dots_dir))
+    except FileNotFoundError:
+        found = []
+    for name in found:
+        if name not in known:
+            report.notes.append(f"dots/{name} belongs to no dot (an init or clone that was cut)")
+
+
+def _record(report: FsckReport, dot: str, where: str, check: Callable[[], object]) -> None:
+    """Run one check; what it raises becomes a problem."""
+    try:
+        check()
+    except DmError as error:
+        report.problems.append(Problem(dot, where, error.message))
+
+
+def _verify_log(store: Store) -> None:
+    """Read the whole log: each record's checksum and its place in the chain."""
+    for _ in EventLog(store.layout.events_dir).read():
+        pass
+
+
+def _compare_projection(store: Store, report: FsckReport) -> None:
+    """The catalog must be what folding the log anew gives, table by table."""
+    for leftover in os.listdir(store.home):
+        if leftover.startswith(SCRATCH_PREFIX):
+            shutil.rmtree(os.path.join(store.home, leftover), ignore_errors=True)
+    for _ in range(COMPARISONS_MAX):
+        fresh_seq, fresh = _fold_anew(store)
+        store.catalog.refresh()
+        if store.catalog.last_seq() == fresh_seq:
+            found = store.catalog.digest()
+            for table in sorted({*found, *fresh}):
+                if found.get(table) != fresh.get(table):
+                    message = f"table {table} is not what the event log says"
+                    report.problems.append(Problem("", "catalog.sqlite", message))
+            return
+    report.notes.append("the catalog was not compared with the log: others keep writing")
+
+
+def _fold_anew(store: Store) -> tuple[int, dict[str, str]]:
+    """(last sequence number, digest) of a catalog built beside the store's own."""
+    with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=store.home) as scratch:
+        layout = Layout(store.home)
+        layout.catalog_file = os.path.join(scratch, "catalog.sqlite")
+        with Catalog.open(layout, lambda dot, oid: store.objects(dot).read_commit(oid)) as fresh:
+            return fresh.last_seq(), fresh.digest()
+
+
+# --- packs -----------------------------------------------------
+
+
+def _check_packs(store: Store, dot: DotRow, report: FsckReport, progress: FsckProgress) -> None:
+    objects = store.objects(dot.dot)
+    for pack in objects.packs():
+        report.packs += 1
+        report.records += pack.records
+        report.bytes_checked += pack.bytes
+        progress.advance(pack.bytes if report.full else 0)
+    for problem in objects.check(full=report.full):
+        where = problem.pack if problem.offset is None else f"{problem.pack} at {problem.offset}"
+        report.problems.append(Problem(dot.name, where, problem.message))
+
+
+# --- closures -----------------------------------------------------
+
+
+def _check_closure(store: Store, dot: DotRow, report: FsckReport, progress: FsckProgress) -> None:
+    """Every commit that a ref or a stored working state names, with all it holds."""
+    closure = _Closure(store.objects(dot.dot), full=report.full, progress=progress)
+    damaged: dict[ObjectId, list[ObjectId]] = {}
+    for commit in _commits(store, dot, report):
+        report.commits += 1
+        row = store.catalog.commit(dot.dot, commit)
+        for bad in closure.damage_of_commit(commit, None if row is None else row.payload):
+            damaged.setdefault(bad, []).append(commit)
+    for bad, commits in damaged.items():
+        report.problems.append(
+            Problem(
+                dot.name,
+                bad.hex(),
+                closure.reasons[bad],
+                tuple(commit.hex() for commit in reversed(commits)),
+            )
+        )
+    report.pages += len(closure.pages)
+    report.chunks += closure.chunks
+
+
+def _commits(store: Store, dot: DotRow, report: FsckReport) -> Iterator[ObjectId]:
+    """Each commit once, parents first; a ref whose commit is unknown is a problem."""
+    tips: dict[ObjectId, None] = {}
+    snapshots: dict[ObjectId, None] = {}
+    for ref in store.catalog.refs(dot.dot):
+        if store.catalog.has_commit(dot.dot, ref.target):
+            tips[ref.target] = None
+        else:
+            message = f"names the unknown commit {ref.target.hex()}"
+            report.problems.append(Problem(dot.name, ref.name, message))
+    for row in store.catalog.working_snapshots(dot.dot):
+        snapshots[row.commit] = None
+    try:
+        yield from ancestors_difference(store.catalog.graph(dot.dot), list(tips), [])
+    except RevisionNotFound as gap:
+        report.problems.append(Problem(dot.name, "history", gap.message))
+    yield from (saved for saved in snapshots if saved not in tips)
+
+
+_NONE: frozenset[ObjectId] = frozenset()
+
+
+class _Closure:
+    """Walks trees; each page once. Remembers only pages below which something is damaged."""
+
+    def __init__(self, objects: ObjectStore, *, full: bool, progress: FsckProgress) -> None:
+        self.pages: set[ObjectId] = set()
+        self.chunks = 0
+        self.reasons: dict[ObjectId, str] = {}
+        self._objects = objects
+        self._full = full
+        self._progress = progress
+        self._damage: dict[ObjectId, frozenset[ObjectId]] = {}
+        self._read_chunks: set[ObjectId] = set()
+
+    def damage_of_commit(self, commit: ObjectId, payload: bytes | None) -> frozenset[ObjectId]:
+        """What is missing or harmed of a commit: itself, pages, chunks."""
+        try:
+            stored = self._objects.read_commit(commit)
+            if payload is not None and object_id(Kind.COMMIT, payload) != commit:
+                raise Corruption("the commit's row in the catalog is not the commit")
+            root = commit_from_bytes(stored, trusted=True).root
+        except DmError as error:
+            self.reasons[commit] = error.message
+            return frozenset((commit,))
+        return self._damage_of_tree(root)
+
+    def _damage_of_tree(self, root: Entry) -> frozenset[ObjectId]:
+        if root.tree is None:
+            return _NONE
+        self._walk(root.tree)
+        return self._damage.get(root.tree, _NONE)
+
+    def _walk(self, root: ObjectId) -> None:
+        """Depth first without recursion: a hostile tree may be deep."""
+        stack = [_Step(root, DIRECTORY)]
+        while stack:
+            step = stack[-1]
+            if step.children is None:
+                if step.page in self.pages:
+                    stack.pop()
+                    continue
+                self.pages.add(step.page)
+                step.children = self._open(step)
+            child = next(step.children, None)
+            if child is not None:
+                step.seen.append(child.page)
+                stack.append(child)
+                continue
+            stack.pop()
+            self._close(step)
+
+    def _open(self, step: "_Step") -> "Iterator[_Step]":
+        try:
+            page = read_page(self._objects, step.page, step.page_type)
+        except DmError as error:
+            self._blame(step, step.page, error.message)
+            return iter(())
+        self._progress.advance(items=0)
+        for chunk in _chunks_of(page):
+            self._check_chunk(step, chunk)
+        return iter(_pages_of(page))
+
+    def _check_chunk(self, step: "_Step", chunk: ObjectId) -> None:
+        if chunk in self.reasons:
+            step.damage.add(chunk)
+            return
+        if not self._full:
+            self.chunks += 1
+            if not self._objects.has_key(chunk[:8]):
+                self._blame(step, chunk, "chunk is missing")
+            return
+        if chunk in self._read_chunks:
+            return
+        self._read_chunks.add(chunk)
+        self.chunks += 1
+        try:
+            self._progress.advance(len(self._objects.read(Kind.CHUNK, chunk)))
+        except DmError as error:
+            self._blame(step, chunk, error.message)
+
+    def _blame(self, step: "_Step", bad: ObjectId, reason: str) -> None:
+        self.reasons[bad] = reason
+        step.damage.add(bad)
+
+    def _close(self, step: "_Step") -> None:
+        for child in step.seen:
+            step.damage |= self._damage.get(child, _NONE)
+        if step.damage:
+            self._damage[step.page] = frozenset(sorted(step.damage)[:DAMAGE_NAMED_MAX])
+
+
+class _Step:
+    """One page on the way down."""
+
+    __slots__ = ("children", "damage", "page", "page_type", "seen")
+
+    def __init__(self, page: ObjectId, page_type: int) -> None:
+        self.page = page
+        self.page_type = page_type
+        self.children: Iterator[_Step] | None = None
+        self.seen: list[ObjectId] = []
+        self.damage: set[ObjectId] = set()
+
+
+def _pages_of(page: Page) -> Iterator[_Step]:
+    """The pages one page names: its children, or the roots of what its entries hold."""
+    if page.level > 0:
+        for child in page.items:
+            yield _Step(child.page, page.type)
+    elif page.type == DIRECTORY:
+        for entry in page.items:
+            if entry.tree is not None:
+                is_directory = entry.kind is EntryKind.DIRECTORY
+                yield _Step(entry.tree, DIRECTORY if is_directory else MANIFEST)
+
+
+def _chunks_of(page: Page) -> Iterator[ObjectId]:
+    """The chunks a leaf page names directly."""
+    if page.level > 0:
+        return
+    if page.type == DIRECTORY:
+        for entry in page.items:
+            if entry.kind is EntryKind.FILE and entry.layout is FileLayout.SINGLE:
+                yield ObjectId(entry.content)
+        return
+    for span in page.items:
+        if span.chunk != ZERO_RUN:
+            yield span.chunk
+
+
+# --- trees -----------------------------------------------------
+
+
+def _check_tree(store: Store, dot: DotRow, report: FsckReport) -> None:
+    """A directory that moved or a switch that was cut harms nothing stored; it is told."""
+    if store.catalog.switches(dot.dot):
+        report.notes.append(
+            f"{dot.name}: a switch of its tree was cut; the next command finishes it"
+        )
+    tree = store.catalog.tree(dot.dot)
+    if tree is None:
+        return
+    try:
+        found = os.stat(tree.path)
+    except OSError as exc:
+        report.notes.append(f"{dot.name}: {os.fsdecode(tree.path)}: {exc.strerror}")
+        return
+    if (found.st_dev, found.st_ino) != (tree.device, tree.inode):
+        report.notes.append(f"{dot.name}: {os.fsdecode(tree.path)} is another directory now")

@@ -1,0 +1,305 @@
+"""A session: pumps bytes between a ByteStream and the state machine of dmsync/1.
+
+One task reads, so that heartbeats are answered while the engine works; deadlines and cancellation
+end it. Owns no protocol rules: those are in wire.connection.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Generator, Iterable
+from typing import Final, TypeVar, cast
+
+from dmsync.engine.ports import ByteStream
+from dmsync.errors import DmError, NetworkError, ProtocolError
+from dmsync.wire.connection import Connection, Role
+from dmsync.wire.failures import error_from_failure, failure_from_error
+from dmsync.wire.frames import FrameType
+from dmsync.wire.limits import (
+    CONTROL_BYTES_MAX,
+    HANDSHAKE_TIMEOUT_S,
+    IDLE_TIMEOUT_S,
+    INFLIGHT_BYTES_MAX,
+    PING_INTERVAL_S,
+    RECORDS_BYTES_MAX,
+)
+from dmsync.wire.messages import (
+    Bye,
+    Failure,
+    Message,
+    Ping,
+    Plan,
+    Pong,
+    Records,
+    RefsReply,
+)
+
+READ_BYTES: Final = 256 * 1024
+QUEUED_BYTES_MAX: Final = INFLIGHT_BYTES_MAX + RECORDS_BYTES_MAX + 8 * CONTROL_BYTES_MAX
+"""What a peer within its credits can have made us hold: records, and pages of a plan."""
+QUEUED_MESSAGES_MAX: Final = 65_536
+WATCH_S: Final = 0.2
+STEP_S: Final = 0.02
+"""Work between two looks at the network."""
+DRAIN_S: Final = 5.0
+"""How long the sender of ERROR reads what is still under way, so that the ERROR arrives."""
+
+_MessageT = TypeVar("_MessageT")
+
+
+async def in_steps(work: Iterable[object]) -> None:
+    """Run a generator of small steps, letting the session breathe in between."""
+    began = time.monotonic()
+    for _ in work:
+        if time.monotonic() - began > STEP_S:
+            await asyncio.sleep(0)
+            began = time.monotonic()
+
+
+async def result_in_steps(work: Generator[None, None, _MessageT]) -> _MessageT:
+    """Like in_steps, for a generator that returns something."""
+    began = time.monotonic()
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            return cast(_MessageT, stop.value)
+        if time.monotonic() - began > STEP_S:
+            await asyncio.sleep(0)
+            began = time.monotonic()
+
+
+class Session:
+    """One conversation over one stream. Use `async with`; leaving it closes the stream."""
+
+    def __init__(self, stream: ByteStream, role: Role) -> None:
+        self.connection = Connection(role)
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.round_trips = 0
+        self._stream = stream
+        self._messages: deque[Message] = deque()
+        self._queued_bytes = 0
+        self._arrived = asyncio.Event()
+        self._failure: DmError | None = None
+        self._ended = False
+        self._draining = False
+        self._sent_since_reply = False
+        self._write_lock = asyncio.Lock()
+        self._last_heard_s = self._last_sent_s = time.monotonic()
+        self._began_s = self._last_heard_s
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Session":
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
+        return self
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if isinstance(error, DmError):
+                await self._say_failure(error)
+            elif error is None:
+                await self._say_last(Bye())
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._stream.aclose()
+
+    # --- sending ------------------------------------------------------------------------------
+
+    async def send(self, *messages: Message) -> None:
+        """Send messages in one write; waits while the transport is full.
+
+        Raises:
+            The peer's ERROR when it sent one, else NetworkError.
+        """
+        for message in messages:
+            self.connection.send(message)
+        self._sent_since_reply = self._sent_since_reply or any(
+            message.TYPE not in _NOT_QUESTIONS for message in messages
+        )
+        try:
+            await self._flush()
+        except NetworkError as exc:
+            raise await self._cause_of(exc) from exc
+
+    async def _flush(self) -> None:
+        async with self._write_lock:
+            data = self.connection.data_to_send()
+            if data:
+                self._last_sent_s = time.monotonic()
+                self.bytes_sent += len(data)
+                await self._stream.write(data)
+
+    async def _cause_of(self, broken: NetworkError) -> DmError:
+        """A peer that gives up says why before it closes: prefer its words to a broken pipe."""
+        deadline = time.monotonic() + 1.0
+        while self._failure is None and not self._ended and time.monotonic() < deadline:
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), 0.1)
+            except TimeoutError:
+                continue
+        return self._failure or broken
+
+    async def _say_last(self, message: Message) -> None:
+        """Send a last word to a peer that may be gone."""
+        self.connection.send(message)
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await self._flush()
+        except (NetworkError, TimeoutError):
+            return
+
+    async def _say_failure(self, error: DmError) -> None:
+        if self._ended or self._failure is error:
+            return
+        self._draining = True
+        await self._say_last(failure_from_error(error))
+        deadline = time.monotonic() + DRAIN_S
+        while not self._ended and time.monotonic() < deadline:
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                return
+
+    # --- receiving ----------------------------------------------------------------------------
+
+    async def receive(self) -> Message:
+        """The next message. Raises the peer's ERROR as its typed error, NetworkError at the end."""
+        while not self._messages:
+            self._raise_if_over()
+            self._arrived.clear()
+            await self._arrived.wait()
+        message = self._messages.popleft()
+        self._queued_bytes -= _weight(message)
+        if self._sent_since_reply and message.TYPE not in _NOT_ANSWERS:
+            self._sent_since_reply = False
+            self.round_trips += 1
+        return message
+
+    async def next_request(self) -> Message | None:
+        """The next message, or None when the peer said BYE or closed between requests."""
+        while not self._messages:
+            if self._failure is None and self._ended:
+                return None
+            self._raise_if_over()
+            self._arrived.clear()
+            await self._arrived.wait()
+        return await self.receive()
+
+    async def expect(self, kind: type[_MessageT]) -> _MessageT:
+        """The next message, which must be a `kind`. Raises ProtocolError."""
+        message = await self.receive()
+        if not isinstance(message, kind):
+            raise ProtocolError(f"{message.TYPE.name} where {kind.__name__} was due")
+        return message
+
+    def poll(self) -> Message | None:
+        """The next message if one is there. Raises the peer's ERROR."""
+        if self._messages:
+            message = self._messages.popleft()
+            self._queued_bytes -= _weight(message)
+            return message
+        self._raise_if_over()
+        return None
+
+    def _raise_if_over(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._ended:
+            raise NetworkError("the peer closed the connection before it was done")
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                data = await self._stream.read(READ_BYTES)
+                if not data:
+                    self._at_end()
+                    return
+                self._last_heard_s = time.monotonic()
+                self.bytes_received += len(data)
+                if self._take(data):
+                    return
+        except DmError as exc:
+            self._fail(exc)
+        finally:
+            self._ended = True
+            self._arrived.set()
+
+    def _at_end(self) -> None:
+        try:
+            self.connection.receive_end()
+        except DmError as exc:
+            self._fail(exc)
+
+    def _take(self, data: bytes) -> bool:
+        """Queue the messages that `data` completes; True when the conversation is over."""
+        if self._draining:
+            return False
+        for message in self.connection.receive(data):
+            match message:
+                case Ping():
+                    self.connection.send(Pong())
+                case Pong():
+                    pass
+                case Failure():
+                    self._fail(error_from_failure(message))
+                    return True
+                case Bye():
+                    return True
+                case _:
+                    self._messages.append(message)
+                    self._queued_bytes += _weight(message)
+        if self._queued_bytes > QUEUED_BYTES_MAX or len(self._messages) > QUEUED_MESSAGES_MAX:
+            raise ProtocolError("the peer sent more than its credits")
+        self._arrived.set()
+        return False
+
+    def _fail(self, error: DmError) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._arrived.set()
+
+    async def _watch(self) -> None:
+        """Deadlines, heartbeats, and sending the answers to the peer's heartbeats."""
+        now = time.monotonic()
+        while not self._ended:
+            before = now
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            # our own long step is not the peer's silence
+            self._last_heard_s += max(0.0, now - before - 5 * WATCH_S)
+            if self.connection.peer is None and now - self._began_s > HANDSHAKE_TIMEOUT_S:
+                return self._fail(NetworkError(f"no answer within {HANDSHAKE_TIMEOUT_S:.0f} s"))
+            if now - self._last_heard_s > IDLE_TIMEOUT_S:
+                return self._fail(NetworkError(f"the peer was silent for {IDLE_TIMEOUT_S:.0f} s"))
+            if now - self._last_sent_s > PING_INTERVAL_S and self.connection.peer is not None:
+                self.connection.send(Ping())
+            if self._write_lock.locked():
+                continue
+            try:
+                await self._flush()
+            except NetworkError as exc:
+                self._fail(exc)
+                return None
+        return None
+
+
+_NOT_QUESTIONS: Final = frozenset({FrameType.ACK, FrameType.PONG, FrameType.PING})
+_NOT_ANSWERS: Final = frozenset({FrameType.ACK, FrameType.PONG})
+
+
+def _weight(message: Message) -> int:
+    """About how many bytes a queued message holds."""
+    match message:
+        case Records(joined=joined):
+            return len(joined)
+        case Plan(keys=keys):
+            return len(keys) + len(keys) // 8
+        case RefsReply(refs=refs):
+            return 400 * len(refs)
+        case _:
+            return 64

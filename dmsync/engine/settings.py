@@ -1,0 +1,22 @@
+"""What the engine needs to know from its caller: built by a surface, passed down, never read here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dmsync.engine.hooks import HookCommands
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Choices of one invocation.
+
+    `author` goes into commits, `actor` into the event log, `namespace` is where unqualified dot
+    names live ("" is shown as nothing), `lock_wait_s` bounds how long a busy store is waited for,
+    `hooks` maps a dot's written name to its commands.
+    """
+
+    author: str
+    actor: str = ""
+    namespace: str = ""
+    lock_wait_s: float = 10.0
+    hooks: Mapping[str, HookCommands] = field(default_factory=dict)

@@ -1,0 +1,127 @@
+"""An open store: the one object that use cases are called with."""
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from dmsync.core.events import UNIQUE_ID_BYTES
+from dmsync.core.ids import DotId, ObjectId
+from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, commit_from_bytes
+from dmsync.engine.settings import EngineSettings
+from dmsync.errors import RevisionNotFound
+from dmsync.storage.catalog import Catalog, Transaction
+from dmsync.storage.layout import Layout, create_store, open_store
+from dmsync.storage.locks import FileLock
+from dmsync.storage.object_store import ObjectStore
+
+
+class Store:
+    """Layout, catalog and objects of one DM_HOME.
+
+    Holds the store lock shared for as long as it is open, so that migration and sweep (which take
+    it exclusively) never run beside a command.
+    """
+
+    def __init__(self, layout: Layout, settings: EngineSettings) -> None:
+        self.layout = layout
+        self.settings = settings
+        self._lock = FileLock(
+            layout.lock_file, shared=True, wait_s=settings.lock_wait_s, what="the store"
+        )
+        self._objects: dict[DotId, ObjectStore] = {}
+        self._lock.acquire()
+        try:
+            self.catalog = Catalog.open(layout, self._read_commit, lock_wait_s=settings.lock_wait_s)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def open(cls, home: str, settings: EngineSettings, *, create: bool = False) -> "Store":
+        """Open the store at `home`; with `create`, make one when there is none.
+
+        Raises:
+            StoreNotFound, FormatUnsupported, Busy (migration or sweep under way).
+        """
+        if create and not os.path.lexists(Layout(home).format_file):
+            create_store(
+                home,
+                cluster_id=secrets.token_bytes(UNIQUE_ID_BYTES),
+                epoch=secrets.randbits(48),
+                op_id=secrets.token_bytes(UNIQUE_ID_BYTES),
+                time_ns=time.time_ns(),
+                actor=settings.actor,
+            )
+        return cls(open_store(home), settings)
+
+    @property
+    def home(self) -> str:
+        return self.layout.home
+
+    def objects(self, dot: DotId) -> ObjectStore:
+        """The objects of one dot; opened once."""
+        if dot not in self._objects:
+            self.layout.make_dot_dirs(dot)
+            self._objects[dot] = ObjectStore(self.layout.dot_dir(dot))
+        return self._objects[dot]
+
+    def _read_commit(self, dot: DotId, commit: ObjectId) -> bytes:
+        return self.objects(dot).read_commit(commit)
+
+    def commit(self, dot: DotId, commit: ObjectId) -> Commit:
+        """A commit that the graph knows. Raises RevisionNotFound."""
+        row = self.catalog.commit(dot, commit)
+        if row is None:
+            raise RevisionNotFound(f"no commit {commit.hex()[:12]} in this dot")
+        return commit_from_bytes(row.payload, trusted=True)
+
+    def root(self, dot: DotId, commit: ObjectId | None) -> Entry:
+        """The root of a commit's tree; the empty root for an unborn branch."""
+        return ROOT_ENTRY if commit is None else self.commit(dot, commit).root
+
+    @contextmanager
+    def transaction(self, command: str, op_id: bytes | None = None) -> Iterator[Transaction]:
+        """One atomic, durable change of the catalog (see Catalog.transaction)."""
+        with self.catalog.transaction(command, self.settings.actor, op_id=op_id) as tx:
+            yield tx
+
+    @contextmanager
+    def dot_locked(self, dot: DotId) -> Iterator[None]:
+        """Exclusive use of a dot's trees: capture, checkout, reset, merge. Raises Busy."""
+        with FileLock(
+            self.layout.dot_lock_file(dot), wait_s=self.settings.lock_wait_s, what="the dot"
+        ):
+            yield
+
+    @staticmethod
+    def clock() -> tuple[int, int]:
+        """Now, in nanoseconds since 1970 UTC, and the local offset in minutes east of UTC."""
+        now_ns = time.time_ns()
+        return now_ns, time.localtime(now_ns // 1_000_000_000).tm_gmtoff // 60
+
+    def forget_objects(self, dot: DotId) -> None:
+        """Close a dot's objects (it was deleted or moved)."""
+        objects = self._objects.pop(dot, None)
+        if objects is not None:
+            objects.close()
+
+    def close(self) -> None:
+        for objects in self._objects.values():
+            objects.close()
+        self._objects.clear()
+        self.catalog.close()
+        self._lock.release()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

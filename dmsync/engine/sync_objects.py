@@ -1,0 +1,314 @@
+"""Which objects a commit adds to its first parent: what a sender plans and a receiver proves.
+
+Both sides run the same walk: it reads only pages that differ, top down and without recursion, as
+a generator of small steps (one page each) so that a session stays alive meanwhile.
+"""
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dmsync.core.ids import ObjectId
+from dmsync.core.objects import TREE_DEPTH_MAX, Entry, EntryKind, Layout
+from dmsync.core.pages import (
+    DIRECTORY,
+    MANIFEST,
+    PAGE_DEPTH_MAX,
+    ZERO_RUN,
+    Page,
+    PageReader,
+    decode_page,
+)
+from dmsync.errors import BadObject
+
+Steps = Generator[None, None, None]
+
+
+@dataclass(slots=True)
+class ObjectSet:
+    """Ids by what they are: a peer that names a page where a chunk belongs must not pass."""
+
+    chunks: set[ObjectId] = field(default_factory=set)
+    directories: set[ObjectId] = field(default_factory=set)
+    manifests: set[ObjectId] = field(default_factory=set)
+
+    def pages(self, page_type: int) -> set[ObjectId]:
+        return self.directories if page_type == DIRECTORY else self.manifests
+
+
+@dataclass(slots=True)
+class AddedObjects:
+    """What one root has that the other lacks.
+
+    `chunks`: id -> (length, the chunk at the same place in the old root or None), in manifest
+    order. `pages`: id -> (type, the page in the same place or None), children before parents.
+    `replaced`: what the comparison showed to be in the old root.
+    """
+
+    chunks: dict[ObjectId, tuple[int, ObjectId | None]] = field(default_factory=dict)
+    pages: dict[ObjectId, tuple[int, ObjectId | None]] = field(default_factory=dict)
+    replaced: ObjectSet = field(default_factory=ObjectSet)
+
+    def add_to(self, known: ObjectSet) -> None:
+        """Record everything listed as known."""
+        known.chunks.update(self.chunks)
+        for page, (page_type, _) in self.pages.items():
+            known.pages(page_type).add(page)
+
+
+class RootComparison:
+    """Finds the objects that `new` adds to `old`. Run `steps()` to its end, then read `added`.
+
+    `known` holds what needs no listing, such as the objects of an earlier commit of the same
+    transfer; what is below a known page is known too. With `trusted` False
+    every page that only `new` has is checked to be canonical.
+    """
+
+    def __init__(
+        self,
+        reader: PageReader,
+        old: Entry | None,
+        new: Entry,
+        known: ObjectSet,
+        *,
+        trusted: bool,
+    ) -> None:
+        self.added = AddedObjects()
+        self._reader = reader
+        self._known = known
+        self._has_old = old is not None and old.tree is not None
+        self._trusted = trusted
+        self._directories: list[tuple[ObjectId | None, ObjectId, int]] = []
+        self._added_directories: list[tuple[ObjectId, int]] = []
+        self._files: list[tuple[Entry | None, Entry, ObjectId]] = []
+        self._pages_down: list[tuple[ObjectId, tuple[int, ObjectId | None]]] = []
+        self._pair_directories(old.tree if old else None, new.tree, 0)
+
+    def steps(self) -> Steps:
+        """Directories first, so that what moved within the tree is recognised afterwards."""
+        while self._directories or self._added_directories:
+            if not self._directories:
+                self._enter_added()
+                continue
+            old, new, depth = self._directories.pop()
+            yield from self._compare_directory(old, new, depth)
+        for old_file, new_file, tree in self._files:
+            yield from self._compare_manifest(old_file, new_file, tree)
+        self._files.clear()
+        for chunk in self.added.chunks.keys() & self.added.replaced.chunks:
+            del self.added.chunks[chunk]  # it only moved
+        # pages were met parents first, level by level
+        self.added.pages = dict(reversed(self._pages_down))
+
+    # --- directories ------------------------------------------------------------------------
+
+    def _pair_directories(self, old: ObjectId | None, new: ObjectId | None, depth: int) -> None:
+        if depth > TREE_DEPTH_MAX:
+            raise BadObject(f"directories nested deeper than {TREE_DEPTH_MAX}")
+        if old is not None:
+            self.added.replaced.directories.add(old)
+        if new is None or old == new or new in self._known.directories:
+            return
+        if old is None:
+            self._added_directories.append((new, depth))
+        else:
+            self._directories.append((old, new, depth))
+
+    def _enter_added(self) -> None:
+        """Directories without a counterpart, unless the old tree has them at another place."""
+        for new, depth in self._added_directories:
+            if new not in self.added.replaced.directories:
+                self._directories.append((None, new, depth))
+        self._added_directories.clear()
+
+    def _compare_directory(self, old: ObjectId | None, new: ObjectId, depth: int) -> Steps:
+        frontier = _PagePair(self, DIRECTORY, old, new)
+        yield from frontier.steps()
+        before = {entry.name: entry for entry in frontier.old_items}
+        for entry in before.values():
+            self._saw_replaced(entry)
+        for entry in frontier.new_items:
+            counterpart = before.get(entry.name)
+            if entry.kind is EntryKind.DIRECTORY:
+                was_directory = counterpart and counterpart.kind is EntryKind.DIRECTORY
+                old_tree = counterpart.tree if counterpart and was_directory else None
+                self._pair_directories(old_tree, entry.tree, depth + 1)
+            elif entry.kind is EntryKind.FILE:
+                yield from self._compare_file(counterpart, entry)
+
+    def _saw_replaced(self, entry: Entry) -> None:
+        if entry.layout is Layout.SINGLE:
+            self.added.replaced.chunks.add(ObjectId(entry.content))
+        elif entry.tree is not None:
+            page_type = DIRECTORY if entry.kind is EntryKind.DIRECTORY else MANIFEST
+            self.added.replaced.pages(page_type).add(entry.tree)
+
+    # --- files --------------------------------------------------------------------------------
+
+    def _compare_file(self, old: Entry | None, new: Entry) -> Steps:
+        base = old if old is not None and old.kind is EntryKind.FILE else None
+        if new.layout is Layout.SINGLE:
+            self._add_chunk(ObjectId(new.content), new.size, _single_chunk(base))
+        elif new.tree is not None and new.tree not in self._known.manifests:
+            # with an old root, wait until all its directories were seen: the file may have moved
+            if self._has_old:
+                self._files.append((base, new, new.tree))
+            else:
+                yield from self._compare_manifest(base, new, new.tree)
+
+    def _compare_manifest(self, base: Entry | None, new: Entry, tree: ObjectId) -> Steps:
+        if tree in self.added.replaced.manifests:  # unchanged, or moved
+            return
+        frontier = _PagePair(self, MANIFEST, base.tree if base else None, tree)
+        yield from frontier.steps()
+        aligned = base is not None and base.layout is new.layout is Layout.FIXED
+        replaced: dict[int, ObjectId] = {}
+        for offset, _, chunk in frontier.old_spans():
+            if chunk != ZERO_RUN:
+                self.added.replaced.chunks.add(chunk)
+                if aligned:
+                    replaced[offset] = chunk
+        single = _single_chunk(base)
+        for offset, length, chunk in frontier.new_spans():
+            if chunk != ZERO_RUN:
+                base_chunk = replaced.get(offset, single if offset == 0 else None)
+                self._add_chunk(chunk, length, base_chunk)
+        yield
+
+    def _add_chunk(self, chunk: ObjectId, length: int, base: ObjectId | None) -> None:
+        if chunk not in self._known.chunks:
+            self.added.chunks.setdefault(chunk, (length, base))
+
+    # --- pages ----------------------------------------------------------------------------------
+
+    def read_page(self, page: ObjectId, page_type: int, *, is_new: bool) -> Page:
+        data = self._reader.read_page(page)
+        return decode_page(data, page_type, trusted=self._trusted or not is_new)
+
+    def met_new_page(self, page: ObjectId, page_type: int, base: ObjectId | None) -> None:
+        self._pages_down.append((page, (page_type, base)))
+
+    def is_known_page(self, page: ObjectId, page_type: int) -> bool:
+        return page in self._known.pages(page_type)
+
+
+def _single_chunk(entry: Entry | None) -> ObjectId | None:
+    return ObjectId(entry.content) if entry and entry.layout is Layout.SINGLE else None
+
+
+_Located = tuple[int, ObjectId]
+"""Byte offset in the file (0 in directories) and the page there."""
+
+
+class _PagePair:
+    """Descends two page trees level by level, dropping the pages that both have."""
+
+    def __init__(
+        self, owner: RootComparison, page_type: int, old: ObjectId | None, new: ObjectId
+    ) -> None:
+        self._owner = owner
+        self._type = page_type
+        self._old: list[_Located] = [] if old is None else [(0, old)]
+        self._new: list[_Located] = [(0, new)]
+        self._old_leaves: list[tuple[int, Page]] = []
+        self._new_leaves: list[tuple[int, Page]] = []
+
+    def steps(self) -> Steps:
+        """Read what differs, one page a step."""
+        old_level = yield from self._level_of(self._old, is_new=False)
+        new_level = yield from self._level_of(self._new, is_new=True)
+        while old_level >= 0 or new_level >= 0:
+            if old_level == new_level:
+                shared = {page for _, page in self._old} & {page for _, page in self._new}
+                self._old = [at for at in self._old if at[1] not in shared]
+                self._new = [at for at in self._new if at[1] not in shared]
+                self._owner.added.replaced.pages(self._type).update(shared)
+            if new_level >= old_level:
+                yield from self._descend_new(new_level, self._bases(old_level == new_level))
+                new_level -= 1
+                if old_level > new_level:
+                    yield from self._descend_old(old_level)
+                    old_level -= 1
+            else:
+                yield from self._descend_old(old_level)
+                old_level -= 1
+
+    def _bases(self, same_level: bool) -> dict[int, ObjectId]:
+        """The old page at each offset; in directories only where there is no choice."""
+        if not same_level or (self._type == DIRECTORY and len(self._old) != 1):
+            return {}
+        return dict(self._old)
+
+    def _level_of(self, pages: list[_Located], *, is_new: bool) -> Generator[None, None, int]:
+        if not pages:
+            return -1
+        page = self._owner.read_page(pages[0][1], self._type, is_new=is_new)
+        yield
+        return page.level
+
+    def _descend_new(self, level: int, bases: dict[int, ObjectId]) -> Steps:
+        below: list[_Located] = []
+        for offset, page_id in self._new:
+            if self._owner.is_known_page(page_id, self._type):
+                continue
+            page = self._read(page_id, level, is_new=True)
+            self._owner.met_new_page(page_id, self._type, bases.get(offset))
+            if level == 0:
+                self._new_leaves.append((offset, page))
+            below += _children(offset, page)
+            yield
+        self._new = below
+
+    def _descend_old(self, level: int) -> Steps:
+        below: list[_Located] = []
+        for offset, page_id in self._old:
+            page = self._read(page_id, level, is_new=False)
+            self._owner.added.replaced.pages(self._type).add(page_id)
+            if level == 0:
+                self._old_leaves.append((offset, page))
+            below += _children(offset, page)
+            yield
+        self._old = below
+
+    def _read(self, page_id: ObjectId, level: int, *, is_new: bool) -> Page:
+        page = self._owner.read_page(page_id, self._type, is_new=is_new)
+        if page.level != level or level > PAGE_DEPTH_MAX:
+            raise BadObject("page levels do not descend by one")
+        return page
+
+    @property
+    def old_items(self) -> Iterator[Any]:
+        return (item for _, page in self._old_leaves for item in page.items)
+
+    @property
+    def new_items(self) -> Iterator[Any]:
+        return (item for _, page in self._new_leaves for item in page.items)
+
+    def old_spans(self) -> Iterator[tuple[int, int, ObjectId]]:
+        """(file offset, length, chunk) of the leaves only the old file has."""
+        return _spans(self._old_leaves)
+
+    def new_spans(self) -> Iterator[tuple[int, int, ObjectId]]:
+        return _spans(self._new_leaves)
+
+
+def _children(offset: int, page: Page) -> list[_Located]:
+    if page.level == 0:
+        return []
+    below = []
+    for child in page.items:
+        below.append((offset, child.page))
+        if page.type == MANIFEST:
+            offset += child.weight
+    return below
+
+
+def _spans(leaves: list[tuple[int, Page]]) -> Iterator[tuple[int, int, ObjectId]]:
+    for offset, page in leaves:
+        for span in page.items:
+            yield offset, span.length, span.chunk
+            offset += span.length
+
+
+PAGE_RAW_BYTES_GUESS: Final = 4096
+"""For progress totals only: the plan does not read sizes of pages and commits."""

@@ -1,0 +1,161 @@
+"""Opening a session as a client: greeting, naming a dot, classifying commits."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dmsync import __version__
+from dmsync.core.graph import GraphView, ancestors_difference
+from dmsync.core.ids import DotId, ObjectId
+from dmsync.engine.ports import SyncStore
+from dmsync.engine.session import Session
+from dmsync.errors import ProtocolError, RevisionNotFound
+from dmsync.wire import limits
+from dmsync.wire.messages import (
+    Hello,
+    KnownQuery,
+    KnownReply,
+    Refs,
+    RefsReply,
+    RefValue,
+)
+from dmsync.wire.negotiation import Negotiator
+
+
+def hello(store: SyncStore) -> Hello:
+    """What either side says first."""
+    return Hello(
+        version_min=limits.VERSION_MIN,
+        version_max=limits.VERSION_MAX,
+        capabilities=(("hash", "blake3-256"), ("zstd", "1"), ("resume", "1"), ("atomic", "1")),
+        required=(),
+        agent=f"dmsync/{__version__}",
+        cluster_id=store.catalog.cluster_id(),
+        epoch=store.catalog.epoch(),
+        limits=(("inflight-bytes", limits.INFLIGHT_BYTES_MAX),),
+    )
+
+
+@dataclass(frozen=True)
+class RemoteDot:
+    """What the server said about one dot. `dot` None: it has none of that name for us."""
+
+    dot: DotId | None
+    namespace: str
+    name: str | None
+    default_namespace: str
+    user: str
+    head: str | None
+    refs: dict[str, RefValue]
+    cluster_id: bytes
+    epoch: int
+    seq: int
+
+    def tips(self) -> list[ObjectId]:
+        return list(dict.fromkeys(value.id for value in self.refs.values()))
+
+    def branch_chain(self, branch: str) -> list[str]:
+        """`branch` and the branches it stems from, as far as they exist, itself first."""
+        chain = [branch]
+        while (value := self.refs.get(f"branch/{chain[-1]}")) is not None:
+            if value.origin is None or value.origin in chain:
+                break
+            if f"branch/{value.origin}" not in self.refs:
+                break
+            chain.append(value.origin)
+        return chain
+
+
+async def open_dot(
+    session: Session, store: SyncStore, ask: Refs, probe: Sequence[ObjectId] = ()
+) -> tuple[RemoteDot, KnownReply | None]:
+    """Greet and name a dot in one round trip; `probe` commits are asked about along with it."""
+    await session.send(hello(store), ask, *([KnownQuery(tuple(probe))] if probe else []))
+    peer = await session.expect(Hello)
+    pages = [await session.expect(RefsReply)]
+    while not pages[-1].last:
+        pages.append(await session.expect(RefsReply))
+        if sum(len(page.refs) for page in pages) > limits.REFS_MAX:
+            raise ProtocolError(f"more than {limits.REFS_MAX} refs")
+    answer = await session.expect(KnownReply) if probe else None
+    first = pages[0]
+    refs = {value.name: value for page in pages for value in page.refs}
+    if any(page.dot != first.dot for page in pages) or any(r.startswith("remote/") for r in refs):
+        raise ProtocolError("REFS_REPLY pages contradict each other")
+    remote = RemoteDot(
+        first.dot,
+        first.namespace,
+        first.name,
+        first.default_namespace,
+        first.user,
+        first.head,
+        refs,
+        peer.cluster_id,
+        first.epoch,
+        first.seq,
+    )
+    return remote, answer
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """`heads` of what both sides hold; `missing` local commits the server lacks, parents first."""
+
+    heads: list[ObjectId]
+    missing: list[ObjectId]
+    queries_count: int = 0
+
+
+async def negotiate(
+    session: Session,
+    graph: GraphView,
+    local_heads: Iterable[ObjectId],
+    remote_tips: Iterable[ObjectId],
+    probed: dict[ObjectId, int] | None = None,
+) -> Frontier:
+    """Classify the ancestors of `local_heads`.
+
+    When every remote tip is held here, their ancestors are all the server holds of these, and
+    nothing is asked. `probed`: answers that came with the refs.
+    """
+    tips = list(remote_tips)
+    held = [tip for tip in tips if graph.has(tip)]
+    undecided = list(ancestors_difference(graph, local_heads, held))
+    if not undecided or len(held) == len(tips):
+        return Frontier(held, undecided)
+    negotiator = Negotiator(graph, undecided, held)
+    if probed:
+        negotiator.take_known(probed)
+    while query := negotiator.next_query():
+        await session.send(KnownQuery(query))
+        negotiator.answer((await session.expect(KnownReply)).states)
+    return Frontier(negotiator.frontier(), negotiator.missing(), negotiator.queries_count)
+
+
+class NoCommits:
+    """The graph of a dot that is not here yet."""
+
+    def has(self, commit: ObjectId) -> bool:
+        return False
+
+    def parents(self, commit: ObjectId) -> tuple[ObjectId, ...]:
+        raise RevisionNotFound(f"no commit {commit.hex()[:12]}")
+
+    def generation(self, commit: ObjectId) -> int:
+        raise RevisionNotFound(f"no commit {commit.hex()[:12]}")
+
+    def first_parent_depth(self, commit: ObjectId) -> int:
+        raise RevisionNotFound(f"no commit {commit.hex()[:12]}")
+
+    def jump(self, commit: ObjectId) -> ObjectId:
+        raise RevisionNotFound(f"no commit {commit.hex()[:12]}")
+
+
+def graph_of(store: SyncStore, dot: DotId) -> GraphView:
+    """The commits of a dot as they are now; none when the dot is not here (yet)."""
+    return NoCommits() if store.catalog.dot(dot) is None else store.catalog.graph(dot)
+
+
+def ref_target(store: SyncStore, dot: DotId, name: str) -> ObjectId | None:
+    """What a ref names now."""
+    row = store.catalog.ref(dot, name)
+    return None if row is None else row.target

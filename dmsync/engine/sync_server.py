@@ -1,0 +1,489 @@
+"""Serving one session: answers a client's questions, receives its pushes, sends what it fetches.
+
+Everything a client may do passes `Access` first; a dot that is absent and one the client may not
+read are answered alike. Refs are checked and moved in one transaction, after closure is proven.
+"""
+
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from dmsync.core.events import CommitsAdded, DotCreated, Event
+from dmsync.core.graph import ancestors_difference
+from dmsync.core.ids import DotId, ObjectId
+from dmsync.engine.ports import Access, ByteStream, Silent, SyncStore, TargetTree, Verb
+from dmsync.engine.session import Session, in_steps, result_in_steps
+from dmsync.engine.sync_opening import graph_of, hello, ref_target
+from dmsync.engine.sync_records import (
+    Incoming,
+    Outgoing,
+    joined_records,
+    prove_closure,
+    send_plan_and_wait,
+    send_records,
+)
+from dmsync.engine.sync_refs import (
+    Decision,
+    decide,
+    early_divergence,
+    stash_name,
+    tree_events,
+)
+from dmsync.engine.transfers import TransferLog
+from dmsync.errors import (
+    AccessDenied,
+    DmError,
+    DotIdClash,
+    DotNotFound,
+    ProtocolError,
+    RevisionNotFound,
+)
+from dmsync.storage.catalog import DotRow
+from dmsync.wire.connection import Role
+from dmsync.wire.limits import DOTS_PAGE_MAX, INFLIGHT_BYTES_MAX, REFS_PAGE_MAX
+from dmsync.wire.messages import (
+    Done,
+    DotsReply,
+    DotValue,
+    Fetch,
+    Intent,
+    Known,
+    KnownQuery,
+    KnownReply,
+    ListDots,
+    Message,
+    Plan,
+    Push,
+    Ready,
+    Records,
+    RefMode,
+    Refs,
+    RefsReply,
+    RefUpdate,
+    RefValue,
+    Result,
+    Update,
+)
+from dmsync.wire.windows import SendWindow
+
+
+async def serve(
+    store: SyncStore, stream: ByteStream, access: Access, hooks: TargetTree | None = None
+) -> None:
+    """Serve one session until the client leaves.
+
+    Raises:
+        DmError: what ended the session; the client was told. NetworkError: the client vanished.
+    """
+    async with Session(stream, Role.SERVER) as session:
+        await session.send(hello(store))
+        await _Server(store, session, access, hooks or TargetTree()).run()
+
+
+@dataclass(slots=True)
+class _Named:
+    """The dot that REFS named. `row` None: not here, or not for this client."""
+
+    row: DotRow | None
+    namespace: str
+    name: str | None
+
+
+class _Server:
+    def __init__(
+        self, store: SyncStore, session: Session, access: Access, hooks: TargetTree
+    ) -> None:
+        self._store = store
+        self._session = session
+        self._access = access
+        self._hooks = hooks
+        self._named = _Named(None, access.default_namespace, None)
+
+    async def run(self) -> None:
+        while (message := await self._session.next_request()) is not None:
+            match message:
+                case Refs():
+                    await self._answer_refs(message)
+                case ListDots():
+                    await self._answer_dots()
+                case KnownQuery():
+                    await self._answer_known(message)
+                case Push():
+                    await _Reception(
+                        self._store, self._session, self._access, self._hooks, self._named
+                    ).run(message)
+                case Fetch():
+                    await self._answer_fetch(message)
+                case _:
+                    self._ignore(message)
+
+    def _ignore(self, message: Message) -> None:
+        if message.TYPE.name not in ("HELLO", "ACK"):
+            raise ProtocolError(f"{message.TYPE.name} outside a transfer")
+
+    # --- questions --------------------------------------------------------------------------
+
+    def _may(self, row: DotRow, verb: Verb) -> bool:
+        return self._access.may(row.namespace, row.name, verb)
+
+    async def _answer_refs(self, ask: Refs) -> None:
+        self._named = self._find(ask)
+        row = self._named.row
+        catalog = self._store.catalog
+        refs = [] if row is None else self._advertised(row.dot)
+        head = None if row is None else catalog.head(row.dot)
+        for first in range(0, max(1, len(refs)), REFS_PAGE_MAX):
+            await self._session.send(
+                RefsReply(
+                    row.dot if row else None,
+                    row.namespace if row else self._named.namespace,
+                    row.name if row else self._named.name,
+                    self._access.default_namespace,
+                    self._access.user,
+                    head,
+                    catalog.last_seq(),
+                    catalog.epoch(),
+                    tuple(refs[first : first + REFS_PAGE_MAX]),
+                    last=first + REFS_PAGE_MAX >= len(refs),
+                )
+            )
+
+    def _find(self, ask: Refs) -> _Named:
+        """The dot asked for. Raises DotIdClash when the name stands for another dot."""
+        catalog = self._store.catalog
+        namespace = ask.namespace or self._access.default_namespace
+        by_name = catalog.dot_by_name(namespace, ask.name) if ask.name else None
+        by_id = catalog.dot(ask.dot) if ask.dot else None
+        if by_id is not None and by_id.trash is not None:
+            by_id = None
+        if by_name is not None and not self._may(by_name, "read"):
+            return _Named(None, namespace, ask.name)
+        if by_id is not None and not self._may(by_id, "read"):
+            by_id = None
+        if by_name is not None and ask.dot is not None and by_name.dot != ask.dot:
+            raise DotIdClash(
+                f"Cannot reconcile {namespace}/{by_name.name} here with the dot of that name "
+                f"there: two dots, {by_name.dot.hex()[:12]} and {ask.dot.hex()[:12]}",
+                hint="push under another name (--remote-name), or rename one of them",
+                existing=by_name.dot.hex(),
+                dot=ask.dot.hex(),
+            )
+        if ask.intent is Intent.PUSH and ask.name and by_name is None and by_id is not None:
+            raise DotIdClash(
+                f"Cannot reconcile {namespace}/{ask.name}: this dot is here already, "
+                f"as {by_id.namespace}/{by_id.name}",
+                hint=f"push to {by_id.namespace}/{by_id.name}",
+                existing_name=f"{by_id.namespace}/{by_id.name}",
+            )
+        return _Named(by_name or (None if ask.name else by_id), namespace, ask.name)
+
+    def _advertised(self, dot: DotId) -> list[RefValue]:
+        """Branches, tags and stashes by name; tracking refs are nobody else's business."""
+        return [
+            RefValue(row.name, row.target, row.origin)
+            for row in self._store.catalog.refs(dot)
+            if not row.name.startswith("remote/")
+        ]
+
+    async def _answer_dots(self) -> None:
+        catalog = self._store.catalog
+        dots = [
+            DotValue(
+                row.dot,
+                row.namespace,
+                row.name,
+                catalog.head(row.dot),
+                len(catalog.branches(row.dot)),
+            )
+            for row in catalog.dots()
+            if self._may(row, "read")
+        ]
+        for first in range(0, max(1, len(dots)), DOTS_PAGE_MAX):
+            page = tuple(dots[first : first + DOTS_PAGE_MAX])
+            last = first + DOTS_PAGE_MAX >= len(dots)
+            await self._session.send(DotsReply(self._access.default_namespace, page, last=last))
+
+    async def _answer_known(self, ask: KnownQuery) -> None:
+        row = self._named.row
+        graph = None if row is None else self._store.catalog.graph(row.dot)
+        states = bytes(
+            Known.CONTENT if graph is not None and graph.has(commit) else Known.ABSENT
+            for commit in ask.ids
+        )
+        await self._session.send(KnownReply(states))
+
+    # --- fetch ------------------------------------------------------------------------------
+
+    async def _answer_fetch(self, ask: Fetch) -> None:
+        row = self._named.row
+        if row is None or row.dot != ask.dot:
+            raise DotNotFound("no such dot here, or not for you")
+        graph = self._store.catalog.graph(row.dot)
+        for want in ask.wants:
+            if not graph.has(want):
+                raise RevisionNotFound(f"commit {want.hex()[:12]} is not here (any more)")
+        frontier = [commit for commit in ask.frontier if graph.has(commit)]
+        missing = ancestors_difference(graph, ask.wants, frontier)
+        outgoing = Outgoing(self._store.objects(row.dot))
+        await in_steps(outgoing.add_commits(missing))
+        window = SendWindow()
+        await send_outgoing(self._session, outgoing, window)
+        await self._session.send(
+            Done(
+                ask.transfer,
+                window.records_sent,
+                outgoing.verbatim_count,
+                outgoing.reencoded_count,
+            )
+        )
+
+
+async def send_outgoing(session: Session, outgoing: Outgoing, window: SendWindow) -> None:
+    """Plan and records: all at once when small, else what the receiver's inventory lacks."""
+    eager = outgoing.eager_records()
+    if eager is None:
+        await send_plan_and_wait(session, outgoing)
+        await send_records(session, outgoing, window, Silent())
+        return
+    messages: list[Message] = [*outgoing.pages(eager=True)]
+    for joined, count in joined_records(eager):
+        messages.append(Records(joined))
+        window.sent(len(joined), count)
+    await session.send(*messages)
+
+
+class _Reception:
+    """One push, from PUSH to RESULT."""
+
+    def __init__(
+        self,
+        store: SyncStore,
+        session: Session,
+        access: Access,
+        hooks: TargetTree,
+        named: _Named,
+    ) -> None:
+        self._store = store
+        self._session = session
+        self._access = access
+        self._hooks = hooks
+        self._named = named
+        self._log = TransferLog(
+            store,
+            direction="receive",
+            remote=access.user,
+            command="receive-push",
+            actor=access.user,
+        )
+
+    async def run(self, push: Push) -> None:
+        self._admit(push)
+        self._log.dot = push.dot
+        self._log.branch = next((u.ref.partition("/")[2] for u in push.updates), None)
+        self._refuse_early(push)
+        await self._session.send(Ready(push.transfer, INFLIGHT_BYTES_MAX))
+        reveal = self._named.row is not None and self._may("read")
+        incoming = Incoming(self._session, self._store.objects(push.dot), Silent(), reveal=reveal)
+        try:
+            update = await self._receive(incoming)
+            await self._conclude(push, update, incoming)
+        except DmError as exc:
+            self._log.record_failure(exc)
+            raise
+        finally:
+            incoming.quarantine.close()
+
+    # --- before data ------------------------------------------------------------------------
+
+    def _may(self, verb: Verb) -> bool:
+        name = self._named.row.name if self._named.row else self._named.name
+        namespace = self._named.row.namespace if self._named.row else self._named.namespace
+        return self._access.may(namespace, name or "", verb)
+
+    def _admit(self, push: Push) -> None:
+        """Refuse what the client may not do. Raises AccessDenied, DotNotFound, DotIdClash."""
+        row, namespace = self._named.row, push.namespace or self._access.default_namespace
+        if row is None:
+            self._named = _Named(None, namespace, push.name)
+            if not push.create:
+                raise DotNotFound(f"no dot {namespace}/{push.name} here, or not for you")
+            if not self._may("append"):
+                raise AccessDenied(
+                    f"{self._access.user} may not create dots in namespace {namespace}"
+                )
+            self._refuse_clash(push, namespace)
+            return
+        if row.dot != push.dot:
+            raise ProtocolError("PUSH names another dot than REFS")
+        verb: Verb = "append"
+        if any(update.mode is RefMode.LEASE for update in push.updates):
+            verb = "write"
+        if not self._may(verb):
+            raise AccessDenied(f"{self._access.user} may not {verb} to {row.namespace}/{row.name}")
+
+    def _refuse_clash(self, push: Push, namespace: str) -> None:
+        catalog = self._store.catalog
+        taken = catalog.dot_by_name(namespace, push.name) or catalog.dot(push.dot)
+        if taken is not None:
+            raise DotIdClash(
+                f"Cannot reconcile {namespace}/{push.name}: the name or the dot is in use here",
+                hint="push under another name (--remote-name)",
+            )
+
+    def _refuse_early(self, push: Push) -> None:
+        """Say before data is sent what would be refused after it."""
+        if self._named.row is None:
+            return
+        graph = graph_of(self._store, push.dot)
+        frontier = [commit for commit in push.frontier if graph.has(commit)]
+        for update in push.updates:
+            current = ref_target(self._store, push.dot, update.ref)
+            if current is None or current == update.new:
+                continue
+            if update.mode is RefMode.FF and not graph.has(update.new):
+                error = early_divergence(graph, update, current, frontier)
+                if error is not None and (push.atomic or len(push.updates) == 1):
+                    raise error
+            if update.mode is not RefMode.STASH and self._may_move(update, current):
+                self._refuse_dirty(push.dot, update.ref)
+
+    def _may_move(self, update: RefUpdate, current: ObjectId) -> bool:
+        """False when it is plain that the update leaves the ref where it is."""
+        graph = self._store.catalog.graph(self._named.row.dot) if self._named.row else None
+        if graph is None or not graph.has(update.new):
+            return True
+        return decide(graph, update, current, lambda ref: ref).moves
+
+    def _refuse_dirty(self, dot: DotId, ref: str) -> None:
+        space, _, branch = ref.partition("/")
+        if space == "branch":
+            self._hooks.refuse_if_dirty(self._store, dot, branch)
+
+    # --- data -------------------------------------------------------------------------------
+
+    async def _receive(self, incoming: Incoming) -> Update:
+        """Plan and records, up to UPDATE."""
+        eager = False
+        while True:
+            message = await incoming.next_message()
+            match message:
+                case Plan():
+                    eager = message.eager
+                    if not eager:
+                        reply = incoming.take_plan(message)
+                        if message.last and message.objects_total:
+                            self._log.record_start()
+                        await self._session.send(reply)
+                    else:
+                        incoming.take_plan(message)
+                case Records():
+                    self._log.has_moved = True
+                    await incoming.take(message, acknowledge=not eager)
+                case Update():
+                    incoming.check_count(message.records_sent)
+                    return message
+                case _:
+                    raise ProtocolError(f"{message.TYPE.name} within a push")
+
+    async def _conclude(self, push: Push, update: Update, incoming: Incoming) -> None:
+        """Prove closure, promote, move refs in one transaction, then the trees."""
+        if update.transfer != push.transfer:
+            raise ProtocolError("UPDATE of another transfer")
+        graph = graph_of(self._store, push.dot)
+        tips = [u.new for u in push.updates]
+        commits = await result_in_steps(prove_closure(incoming, graph.has, tips))
+        if commits:
+            incoming.quarantine.promote()
+        with ExitStack() as locked:
+            if self._named.row is not None:
+                locked.enter_context(self._hooks.locked(self._store, push.dot))
+            decisions = self._move_refs(push, commits, incoming)
+            self._hooks.finish_switches(self._store, push.dot)
+        catalog = self._store.catalog
+        outcomes = tuple(decision.outcome() for decision in decisions)
+        await self._session.send(
+            Result(push.transfer, outcomes, catalog.last_seq(), catalog.epoch())
+        )
+
+    def _dirty_tips(self, push: Push) -> dict[str, ObjectId]:
+        """Uncommitted state on the branches about to move: refused, or kept by a stash."""
+        tips: dict[str, ObjectId] = {}
+        for update in push.updates:
+            space, _, branch = update.ref.partition("/")
+            current = ref_target(self._store, push.dot, update.ref)
+            if space != "branch" or current is None or not self._may_move(update, current):
+                continue
+            if update.mode is RefMode.STASH:
+                saved = self._hooks.save_dirty(self._store, push.dot, branch)
+                if saved is not None:
+                    tips[update.ref] = saved
+            else:
+                self._hooks.refuse_if_dirty(self._store, push.dot, branch)
+        return tips
+
+    def _move_refs(self, push: Push, commits: list[ObjectId], incoming: Incoming) -> list[Decision]:
+        """Record commits and refs, or nothing when nothing changes or `atomic` forbids it."""
+        dirty = self._dirty_tips(push) if self._named.row is not None else {}
+        catalog = self._store.catalog
+        if not commits and not self._anything_moves(push):
+            return self._decide_all(push, dirty)
+        with catalog.transaction(self._log.command, self._log.actor, op_id=push.op) as tx:
+            for event in self._creation(push):
+                tx.append(event)
+            if commits:
+                tx.append(CommitsAdded(push.dot, tuple(commits), self._log.id, None))
+            decisions = self._decide_all(push, dirty)
+            for decision in decisions:
+                for change in decision.events(push.dot, "push", f"push by {self._log.actor}"):
+                    tx.append(change)
+                for event in tree_events(self._hooks, self._store, push.dot, decision):
+                    tx.append(event)
+            for event in self._log.finish_events("done", _summary(decisions, commits, incoming)):
+                tx.append(event)
+        self._log.finished()
+        return decisions
+
+    def _anything_moves(self, push: Push) -> bool:
+        return self._named.row is None or any(d.moves for d in self._decide_all(push, {}))
+
+    def _creation(self, push: Push) -> Iterable[Event]:
+        if self._named.row is not None:
+            return []
+        self._refuse_clash(push, self._named.namespace)
+        return [DotCreated(push.dot, self._named.namespace, push.name, self._access.user)]
+
+    def _decide_all(self, push: Push, dirty: dict[str, ObjectId]) -> list[Decision]:
+        """One decision each. Raises the first refusal of an atomic or single update."""
+        catalog = self._store.catalog
+        graph = graph_of(self._store, push.dot)
+        now_ns = time.time_ns()
+
+        def free_name(ref: str) -> str:
+            return stash_name(ref, now_ns, lambda name: catalog.ref(push.dot, name) is not None)
+
+        decisions = [
+            decide(
+                graph,
+                update,
+                ref_target(self._store, push.dot, update.ref),
+                free_name,
+                dirty.get(update.ref),
+            )
+            for update in push.updates
+        ]
+        for decision in decisions:
+            if decision.error is not None and (push.atomic or len(decisions) == 1):
+                raise decision.error
+        return decisions
+
+
+def _summary(
+    decisions: list[Decision], commits: list[ObjectId], incoming: Incoming
+) -> tuple[tuple[str, str | int | None], ...]:
+    return (
+        ("refs_moved", sum(decision.moves for decision in decisions)),
+        ("commits", len(commits)),
+        ("records", incoming.window.records_received),
+        ("bytes", incoming.window.bytes_received),
+    )

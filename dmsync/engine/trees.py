@@ -1,0 +1,466 @@
+"""Working trees: where a branch's files are, what changed in them, and how they are switched.
+
+A dot is either attached (`--at DIR`: one tree, holding the branch that was checked out last) or
+managed (a tree per branch inside the store, made when first needed). A switch is journaled in the
+event log before the first file changes; a tree found switching is finished before anything else
+is done with it (design 5).
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from dmsync.core.events import (
+    CommitsAdded,
+    Event,
+    TreeAttached,
+    TreeDetached,
+    TreeSwitchFinished,
+    TreeSwitchStarted,
+    WorkingSaved,
+)
+from dmsync.core.ids import DotId, Kind, ObjectId, object_id
+from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind, commit_from_bytes
+from dmsync.core.pages import PageReader, directory_entries, find_entry
+from dmsync.engine.capture import CaptureResult, Progress, capture_tree, status_of_tree
+from dmsync.engine.differences import Change, tree_differences
+from dmsync.engine.file_content import ChunkWriter
+from dmsync.engine.ports import TargetTree
+from dmsync.engine.restore import RestoreResult, restore_tree
+from dmsync.engine.store import Store
+from dmsync.errors import CaptureFailed, NotFound, WouldLose
+from dmsync.storage.durable import make_directory_durable
+from dmsync.storage.stat_cache import StatCache
+
+DEFAULT_SUBDOT = b"__default__"
+
+
+@dataclass(frozen=True)
+class TreePlace:
+    """Where the tree of `branch` is. `subdot` is the subdot that `path` stands for, or None when
+    `path` is the dot's root."""
+
+    branch: str
+    path: bytes
+    subdot: bytes | None
+    stat_path: str
+    attached: bool
+    root_metadata: bool = False
+    """The directory's own mode, owner and attributes are part of the dot (`--as-root`)."""
+
+
+@dataclass(frozen=True)
+class StatusReport:
+    """The working tree of the current branch against its tip. `changes` is sorted by path."""
+
+    branch: str
+    head: ObjectId | None
+    changes: list[Change]
+    dirty_bytes: int
+    materialised: bool
+
+
+class _DryWriter:
+    """Stands in for a pack writer: computes ids, keeps pages, stores nothing.
+
+    Also reads, so that a tree captured with it can be compared with a stored one.
+    """
+
+    def __init__(self, store: PageReader) -> None:
+        self._store = store
+        self._pages: dict[ObjectId, bytes] = {}
+
+    def put(
+        self, kind: Kind, data: bytes, *, base: ObjectId | None = None, similar: bool = False
+    ) -> ObjectId:
+        return object_id(kind, data)
+
+    def write_page(self, data: bytes, base: ObjectId | None) -> ObjectId:
+        page = object_id(Kind.PAGE, data)
+        self._pages[page] = data
+        return page
+
+    def read_page(self, page: ObjectId) -> bytes:
+        found = self._pages.get(page)
+        return found if found is not None else self._store.read_page(page)
+
+
+# --- where trees are -----------------------------------------------------------------------------
+
+
+def place_of(store: Store, dot: DotId, branch: str) -> TreePlace | None:
+    """The tree of `branch`, or None where it is not materialised (a bare dot, another branch)."""
+    attached = store.catalog.tree(dot)
+    if attached is not None and attached.branch != branch:
+        return None
+    place = _place_for(store, dot, branch)
+    return place if place.attached or os.path.isdir(place.path) else None
+
+
+def _place_for(store: Store, dot: DotId, branch: str) -> TreePlace:
+    """Where the tree of `branch` is, or will be when the switch under way is done."""
+    attached = store.catalog.tree(dot)
+    stat_path = store.layout.stat_cache_file(dot, branch)
+    if attached is None:
+        path = os.fsencode(store.layout.tree_dir(dot, branch))
+        return TreePlace(branch, path, None, stat_path, False)
+    subdot = None if attached.as_root else DEFAULT_SUBDOT
+    return TreePlace(branch, attached.path, subdot, stat_path, True, attached.as_root)
+
+
+def make_place(store: Store, dot: DotId, branch: str, progress: Progress | None) -> TreePlace:
+    """The tree of `branch`, made from its tip when a managed dot has none yet.
+
+    The tree is built beside its place and renamed, so that a kill leaves none or a whole one.
+    """
+    place = place_of(store, dot, branch)
+    if place is not None:
+        return place
+    if store.catalog.tree(dot) is not None:
+        raise NotFound(f"branch {branch} is not the one materialised in the attached directory")
+    final = store.layout.tree_dir(dot, branch)
+    building = f"{final}.new"
+    make_directory_durable(building)
+    place = TreePlace(
+        branch, os.fsencode(building), None, store.layout.stat_cache_file(dot, branch), False
+    )
+    _restore(store, dot, place, branch_tip(store, dot, branch), progress)
+    if not os.listdir(building):
+        os.mkdir(os.path.join(building, os.fsdecode(DEFAULT_SUBDOT)), 0o755)
+    os.rename(building, final)
+    return TreePlace(branch, os.fsencode(final), None, place.stat_path, False)
+
+
+def branch_tip(store: Store, dot: DotId, branch: str) -> ObjectId | None:
+    """Tip of a branch; None when unborn or unknown."""
+    row = store.catalog.branch(dot, branch)
+    return None if row is None else row.target
+
+
+def require_place(store: Store, dot: DotId, branch: str) -> TreePlace:
+    """The materialised tree of `branch`. Raises CaptureFailed where there is none."""
+    place = place_of(store, dot, branch)
+    if place is None:
+        raise CaptureFailed(f"branch {branch} has no working tree")
+    return place
+
+
+def record_moved(store: Store, dot: DotId, place: TreePlace) -> None:
+    """Take the directory now at the attached path for the dot's tree from now on."""
+    if not place.attached:
+        return
+    found = os.stat(place.path)
+    recorded = store.catalog.tree(dot)
+    if recorded and (found.st_dev, found.st_ino) != (recorded.device, recorded.inode):
+        event = TreeAttached(dot, place.path, place.root_metadata, found.st_dev, found.st_ino)
+        with store.transaction("accept-moved-tree") as tx:
+            tx.append(TreeDetached(dot))
+            tx.append(event)
+
+
+def rename_place(store: Store, dot: DotId, place: TreePlace, branch: str) -> None:
+    """Let the tree of a renamed branch follow its name."""
+    stat_path = store.layout.stat_cache_file(dot, branch)
+    if os.path.exists(place.stat_path):
+        os.replace(place.stat_path, stat_path)
+    if not place.attached:
+        os.rename(place.path, os.fsencode(store.layout.tree_dir(dot, branch)))
+
+
+def discard_place(store: Store, dot: DotId, place: TreePlace) -> None:
+    """Remove the managed tree of a deleted branch, whose state has been stored."""
+    assert not place.attached, "an attached directory is the user's"
+    shutil.rmtree(place.path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(place.stat_path)
+
+
+def check_place(store: Store, dot: DotId, place: TreePlace, *, accept_moved: bool) -> None:
+    """Refuse a tree that is not the one recorded: an unmounted disk must not become a commit.
+
+    Raises:
+        CaptureFailed: DIR is missing, on another filesystem or another directory.
+    """
+    recorded = store.catalog.tree(dot)
+    try:
+        found = os.stat(place.path)
+    except OSError as exc:
+        raise CaptureFailed(
+            f"the directory of this dot cannot be read: {os.fsdecode(place.path)}",
+            hint="mount or restore it, or use `dm checkout` to write the branch out again",
+        ) from exc
+    if recorded is None or accept_moved:
+        return
+    if (found.st_dev, found.st_ino) != (recorded.device, recorded.inode):
+        raise CaptureFailed(
+            f"{os.fsdecode(place.path)} is not the directory that was attached "
+            "(another filesystem or inode)",
+            hint="is the disk mounted? `--accept-moved-tree` records the new directory",
+        )
+
+
+# --- what changed --------------------------------------------------------------------------------
+
+
+def status(store: Store, dot: DotId) -> StatusReport:
+    """Uncommitted changes of the current branch's tree. Reads only; waits for nothing."""
+    branch = store.catalog.head(dot)
+    tip = branch_tip(store, dot, branch)
+    place = place_of(store, dot, branch)
+    if place is None:
+        return StatusReport(branch, tip, [], 0, False)
+    changes = tree_changes(store, dot, place, store.root(dot, tip))
+    return StatusReport(branch, tip, changes, _bytes_of(changes), True)
+
+
+def _bytes_of(changes: Iterable[Change]) -> int:
+    return sum(change.new.size for change in changes if change.new and not change.metadata_only)
+
+
+def tree_changes(store: Store, dot: DotId, place: TreePlace, against: Entry) -> list[Change]:
+    """Changes that lead from `against` to the live tree, sorted by path; stores nothing."""
+    cache = StatCache.load(place.stat_path)
+    if cache is None or cache.root == against:
+        return status_of_tree(
+            tree_path=place.path,
+            as_subdot=place.subdot,
+            store=store.objects(dot),
+            base=against,
+            stat_cache=cache,
+            now_ns=store.clock()[0],
+            root_metadata=place.root_metadata,
+        ).changes
+    # The tree was last known as something else (a working snapshot came back): what the cache
+    # vouches for belongs to that state, so the tree is read against it and compared afterwards.
+    writer = _DryWriter(store.objects(dot))
+    live = capture(store, dot, place, writer, None)
+    return tree_differences(writer, against, live.root)
+
+
+def changes_towards(store: Store, dot: DotId, place: TreePlace, target: Entry) -> list[Change]:
+    """Changes that would make the live tree equal to `target`."""
+    writer = _DryWriter(store.objects(dot))
+    live = capture(store, dot, place, writer, None)
+    return tree_differences(writer, live.root, target)
+
+
+def refuse_if_dirty(store: Store, dot: DotId, branch: str) -> None:
+    """Refuse to write over uncommitted changes of a materialised branch.
+
+    Raises:
+        WouldLose: the tree differs from the tip.
+    """
+    place = place_of(store, dot, branch)
+    if place is None:
+        return
+    changes = tree_changes(store, dot, place, store.root(dot, branch_tip(store, dot, branch)))
+    if changes:
+        mebibytes = _bytes_of(changes) / 2**20
+        raise WouldLose(
+            f"Aborting because there are {mebibytes:.2f} MiB of uncommitted changes on volume "
+            "where data would be written",
+            hint="commit them there, `dm reset --hard HEAD` there, or use --stash-on-divergence",
+            paths=len(changes),
+        )
+
+
+def capture(
+    store: Store,
+    dot: DotId,
+    place: TreePlace,
+    writer: ChunkWriter,
+    progress: Progress | None,
+) -> CaptureResult:
+    """Read the live tree into `writer`; the caller seals it and saves the stat cache."""
+    cache = StatCache.load(place.stat_path)
+    tip = branch_tip(store, dot, place.branch)
+    return capture_tree(
+        tree_path=place.path,
+        as_subdot=place.subdot,
+        store=store.objects(dot),
+        writer=writer,
+        base=cache.root if cache is not None else store.root(dot, tip),
+        stat_cache=cache,
+        now_ns=store.clock()[0],
+        root_metadata=place.root_metadata,
+        progress=progress,
+    )
+
+
+def refuse_emptied(objects: PageReader, before: Entry, after: Entry) -> None:
+    """Refuse a commit in which a subdot that had files is empty: a disk that is not mounted.
+
+    Raises:
+        CaptureFailed: naming the subdot.
+    """
+    for entry in _subdots(objects, before):
+        now = find_entry(objects, after.tree, entry.name)
+        if entry.tree is not None and (now is None or now.tree is None):
+            raise CaptureFailed(
+                f"subdot {os.fsdecode(entry.name)} had files and is now empty or gone",
+                hint="is its disk mounted? `--accept-moved-tree` commits it as it is",
+            )
+
+
+def _subdots(reader: PageReader, root: Entry) -> Iterator[Entry]:
+    for entry in directory_entries(reader, root.tree):
+        if entry.kind is EntryKind.DIRECTORY:
+            yield entry
+
+
+# --- switching -----------------------------------------------------------------------------------
+
+
+def save_working(
+    store: Store, dot: DotId, place: TreePlace, reason: str, progress: Progress | None
+) -> ObjectId | None:
+    """Store the tree's uncommitted state as a snapshot commit on its branch's tip.
+
+    Returns the snapshot, durable, or None when the tree equals the tip.
+    """
+    tip = branch_tip(store, dot, place.branch)
+    with store.objects(dot).writer() as writer:
+        result = capture(store, dot, place, writer, progress)
+        before = store.root(dot, tip)
+        if result.root == before:
+            return None
+        now_ns, offset = store.clock()
+        snapshot = Commit(
+            root=result.root,
+            parents=() if tip is None else (tip,),
+            author=store.settings.author,
+            committer=store.settings.author,
+            time_ns=now_ns,
+            offset_minutes=offset,
+            message=f"uncommitted state of {place.branch} before {reason}",
+        )
+        commit_id = writer.put(Kind.COMMIT, snapshot.to_bytes())
+        writer.seal()
+    result.stat_cache.save(place.stat_path)
+    return commit_id
+
+
+@contextmanager
+def ready(store: Store, dot: DotId, progress: Progress | None = None) -> Iterator[None]:
+    """Hold the dot's lock with no tree half switched: how every changing command begins."""
+    with store.dot_locked(dot):
+        finish_switch(store, dot, progress)
+        yield
+
+
+def finish_switch(store: Store, dot: DotId, progress: Progress | None = None) -> bool:
+    """Complete a switch that a kill cut short. The caller holds the dot's lock."""
+    pending = store.catalog.switches(dot)
+    for switch in pending:
+        place = _place_for(store, dot, switch.branch)
+        _restore(store, dot, place, switch.to_root_commit, progress)
+        with store.transaction("finish-switch") as tx:
+            tx.append(TreeSwitchFinished(dot, switch.branch))
+    return bool(pending)
+
+
+def switch_tree(
+    store: Store,
+    dot: DotId,
+    *,
+    branch: str,
+    target: ObjectId | None,
+    events: Iterable[Event],
+    command: str,
+    progress: Progress | None = None,
+) -> RestoreResult | None:
+    """Record `events` and make the tree of `branch` hold commit `target`, in that order, durably.
+
+    The caller holds the dot's lock and has stored what the tree held. Without a materialised tree
+    only the events are recorded.
+    """
+    attached = store.catalog.tree(dot)
+    place = place_of(store, dot, branch)
+    materialised = attached is not None or place is not None
+    with store.transaction(command) as tx:
+        for event in events:
+            tx.append(event)
+        if materialised:
+            tx.append(TreeSwitchStarted(dot, branch, None, target, command))
+    if not materialised:
+        return None
+    result = _restore(store, dot, _place_for(store, dot, branch), target, progress)
+    with store.transaction(command) as tx:
+        tx.append(TreeSwitchFinished(dot, branch))
+    return result
+
+
+def _restore(
+    store: Store,
+    dot: DotId,
+    place: TreePlace,
+    target: ObjectId | None,
+    progress: Progress | None,
+) -> RestoreResult:
+    cache = StatCache.load(place.stat_path)
+    root = snapshot_root(store, dot, target)
+    result = restore_tree(
+        tree_path=place.path,
+        as_subdot=place.subdot,
+        store=store.objects(dot),
+        target=root,
+        current=None if cache is None else cache.root,
+        stat_cache=cache,
+        now_ns=store.clock()[0],
+        root_metadata=place.root_metadata,
+        progress=progress,
+    )
+    make_directory_durable(os.path.dirname(place.stat_path))
+    result.stat_cache.save(place.stat_path)
+    return result
+
+
+def snapshot_root(store: Store, dot: DotId, commit: ObjectId | None) -> Entry:
+    """Root of a commit or of a working snapshot (which the graph does not hold)."""
+    if commit is None:
+        return ROOT_ENTRY
+    return commit_from_bytes(store.objects(dot).read_commit(commit), trusted=True).root
+
+
+def working_event(dot: DotId, branch: str, snapshot: ObjectId, reason: str) -> WorkingSaved:
+    return WorkingSaved(dot, branch, snapshot, reason)
+
+
+# --- for synchronising ---------------------------------------------------------------------------
+
+
+def _save_dirty(store: Store, dot: DotId, branch: str) -> ObjectId | None:
+    """A snapshot of uncommitted state that refs may name (it becomes a stash), or None."""
+    place = place_of(store, dot, branch)
+    if place is None:
+        return None
+    snapshot = save_working(store, dot, place, "divergence", None)
+    if snapshot is not None:
+        with store.transaction("stash") as tx:
+            tx.append(CommitsAdded(dot, (snapshot,)))
+    return snapshot
+
+
+def _switch_events(store: Store, dot: DotId, branch: str, tip: ObjectId) -> list[Event]:
+    """What to record with the move of a materialised branch, so that a kill cannot come between
+    the ref and the knowledge that its tree is behind."""
+    if place_of(store, dot, branch) is None:
+        return []
+    return [TreeSwitchStarted(dot, branch, None, tip, "sync")]
+
+
+def _finish_switches(store: Store, dot: DotId) -> None:
+    finish_switch(store, dot)
+
+
+TARGET_TREE = TargetTree(
+    refuse_if_dirty=refuse_if_dirty,
+    save_dirty=_save_dirty,
+    switch_events=_switch_events,
+    finish_switches=_finish_switches,
+    locked=ready,
+)
+"""How pushes and pulls treat working trees; given to the sync functions by their callers."""

@@ -1,0 +1,247 @@
+"""Joins the command line, the use cases of synchronising and the transports: who is talked to,
+over what, and what happens to working trees meanwhile."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dmsync.errors import HostKeyRejected, NetworkError
+from dmsync.surfaces.cli.interrupts import run_async
+from dmsync.surfaces.cli.invocation import Invocation
+from dmsync.surfaces.cli.output import escape_name
+
+if TYPE_CHECKING:
+    from dmsync.core.names import RemoteUrl
+    from dmsync.engine.ports import ByteStream
+    from dmsync.engine.store import Store
+    from dmsync.engine.sync_pull import FetchRequest, FetchSummary
+    from dmsync.engine.sync_push import PushRequest, PushSummary
+    from dmsync.transports.ssh_settings import SshSettings
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A remote as this run reaches it: the store's record under the configuration's."""
+
+    name: str
+    url: "RemoteUrl"
+    dm_command: str | None
+
+
+def find_remote(invocation: Invocation, store: "Store", text: str) -> Remote:
+    """The remote that `text` names; a URL becomes a remote of its own, named after its host.
+
+    Tracking branches and upstreams hang on a remote's name, so an address used once needs one.
+
+    Raises:
+        RemoteNotFound: neither a remote nor a URL.
+    """
+    from dmsync.core.names import parse_remote_url
+    from dmsync.engine.remotes import add_remote, list_remotes
+    from dmsync.errors import RemoteNotFound
+    from dmsync.surfaces.cli.remote import absolute_url
+
+    config = invocation.settings.remotes.get(text)
+    row = store.catalog.remote(text)
+    if row is None and config is not None and config.url:
+        row = add_remote(store, text, absolute_url(config.url), config.dm_command)
+    if row is None:
+        if not _is_address(text):
+            raise RemoteNotFound(
+                f"Unable to find remote '{text}'",
+                hint="Use 'dm remote -v' to list remotes, 'dm remote add' to add one.",
+            )
+        url = absolute_url(text)
+        known = list_remotes(store)
+        row = next((remote for remote in known if remote.url == url), None)
+        if row is None:
+            name = _name_for(url, {remote.name for remote in known})
+            if invocation.dry_run:
+                return Remote(name, parse_remote_url(url), None)
+            row = add_remote(store, name, url)
+            invocation.talk(f"{url} is now known as remote {name}")
+        config = invocation.settings.remotes.get(row.name)
+    return Remote(
+        row.name,
+        parse_remote_url((config and config.url) or row.url),
+        (config and config.dm_command) or row.dm_command,
+    )
+
+
+def _is_address(text: str) -> bool:
+    """More than a bare word: a bare host must be added as a remote first, so that a typo in a
+    remote's name is not looked up in the DNS."""
+    return any(mark in text for mark in "/@:.~")
+
+
+def _name_for(url: str, taken: set[str]) -> str:
+    """A remote's name from its URL: the host, or the last part of a path."""
+    from dmsync.core.names import parse_remote_url
+
+    parsed = parse_remote_url(url)
+    base = parsed.host or (parsed.path or "").rstrip("/").rpartition("/")[2]
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", base).strip("-")[:48] or "remote"
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
+def push(
+    invocation: Invocation, store: "Store", there: Remote, request: "PushRequest"
+) -> "PushSummary":
+    """Push over a new connection, with progress on stderr."""
+    from dmsync.engine import sync_push
+
+    with invocation.progress("pushing") as progress:
+        return _conversation(
+            invocation,
+            store,
+            there,
+            lambda stream: sync_push.push(store, stream, request, progress),
+        )
+
+
+def fetch(
+    invocation: Invocation, store: "Store", there: Remote, request: "FetchRequest"
+) -> "FetchSummary":
+    """Fetch, pull or clone over a new connection, with progress on stderr."""
+    from dmsync.engine import sync_pull
+    from dmsync.engine.trees import TARGET_TREE
+
+    with invocation.progress(f"{request.command}ing") as progress:
+        return _conversation(
+            invocation,
+            store,
+            there,
+            lambda stream: sync_pull.fetch(store, stream, request, TARGET_TREE, progress),
+        )
+
+
+def _conversation(
+    invocation: Invocation,
+    store: "Store",
+    there: Remote,
+    talk: Callable[["ByteStream"], Coroutine[Any, Any, Any]],
+) -> Any:
+    """Connect, talk, and say what ssh or the other side said, should that fail."""
+
+    async def converse() -> Any:
+        from dmsync.transports.connecting import connect
+
+        async with connect(there.url, ssh_settings(invocation, there.dm_command)) as stream:
+            return await talk(stream)
+
+    return run_async(converse())
+
+
+def ssh_settings(invocation: Invocation, dm_command: str | None = None) -> "SshSettings":
+    """How this run reaches and trusts hosts. An unknown key is asked about on a terminal only."""
+    from dmsync.transports.ssh_settings import ACCEPTED_HOSTS_FILE, SshSettings, known_hosts_files
+
+    settings = invocation.settings
+    return SshSettings(
+        accepted_hosts_file=os.path.join(settings.home, ACCEPTED_HOSTS_FILE),
+        known_hosts_files=known_hosts_files(settings.known_hosts, settings.user_home),
+        key_file=settings.ssh_key,
+        ssh_command=settings.ssh_command,
+        dm_command=dm_command,
+        accept_host_key=invocation.accept_host_key,
+        on_unknown_host=_ask_about_host if _has_terminal() else None,
+    )
+
+
+def _has_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask_about_host(host: str, fingerprint: str) -> bool:
+    """--yes does not answer this one: who the other side is decides where the data goes."""
+    sys.stderr.write(
+        f"The host key of {escape_name(host)} is not known: {fingerprint}\n"
+        "Compare it with the server's own. Trust it? (enter Y to continue): "
+    )
+    sys.stderr.flush()
+    return sys.stdin.readline().rstrip("\n") == "Y"
+
+
+def trust_host(invocation: Invocation, url_text: str) -> None:
+    """Have the key of a new remote's host known before the remote is: shown, compared, kept.
+
+    A host that cannot be reached now is added all the same; its key is asked about when it can.
+
+    Raises:
+        HostKeyRejected: unknown and nobody to ask, refused, not the one given, or changed.
+    """
+    from dmsync.core.names import parse_remote_url
+
+    url = parse_remote_url(url_text)
+    settings = ssh_settings(invocation)
+    if url.kind != "ssh" or settings.ssh_command is not None:
+        return  # a directory has no key; with an own ssh command known hosts are its affair
+    from dmsync.transports.host_keys import remember_host
+    from dmsync.transports.ssh_client import fetch_host_key, host_is_known
+    from dmsync.transports.ssh_library import asyncssh
+
+    if host_is_known(url, settings):
+        return
+    try:
+        fingerprint, line = run_async(fetch_host_key(url, settings))
+    except NetworkError as unreachable:
+        if settings.accept_host_key is not None:
+            raise
+        invocation.warn(f"{unreachable.message}; added without having seen its host key")
+        return
+    asked = settings.on_unknown_host
+    if settings.accept_host_key != fingerprint and not (asked and asked(url.host, fingerprint)):
+        raise HostKeyRejected(
+            f"the host key of {url.host} is not known: {fingerprint}",
+            hint=f"compare it with the server's own, then: --accept-host-key {fingerprint}",
+            host=url.host,
+            fingerprint=fingerprint,
+        )
+    key = asyncssh.import_public_key(line.split(" ", 1)[1])
+    remember_host(settings.accepted_hosts_file, url.host, url.port, key)
+    invocation.talk(f"host key of {url.host}: {fingerprint}")
+
+
+def server_version(invocation: Invocation, remote: str) -> str:
+    """The version of the dm that answers at `remote`."""
+    from dmsync.engine.session import Session
+    from dmsync.engine.sync_opening import hello
+    from dmsync.wire.connection import Role
+    from dmsync.wire.messages import Hello, ListDots
+
+    with invocation.open_store() as store:
+        there = find_remote(invocation, store, remote)
+
+        async def ask(stream: "ByteStream") -> str:
+            async with Session(stream, Role.CLIENT) as session:
+                await session.send(hello(store), ListDots())
+                return (await session.expect(Hello)).agent
+
+        agent: str = _conversation(invocation, store, there, ask)
+    return agent.removeprefix("dmsync/")
+
+
+# --- serving -----------------------------------------------------------------------------------
+
+
+def serve_stdio(invocation: Invocation) -> None:
+    """One session on stdin and stdout, with the rights of the user that runs it."""
+    from dmsync.engine.access import full_access
+    from dmsync.engine.sync_server import serve
+    from dmsync.engine.trees import TARGET_TREE
+    from dmsync.surfaces.settings import user_name
+    from dmsync.transports.stdio import take_stdio
+
+    with invocation.open_store(create=True) as store:
+
+        async def session() -> None:
+            await serve(store, take_stdio(), full_access(user_name()), TARGET_TREE)
+
+        run_async(session())

@@ -1,0 +1,437 @@
+"""`dm push`, `dm pull`, `dm fetch`, `dm clone`: commits to and from other clusters."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields as dataclass_fields
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from dmsync.errors import DmError, UsageError
+from dmsync.surfaces.cli import output
+from dmsync.surfaces.cli.invocation import (
+    DmCommand,
+    Invocation,
+    changing_options,
+    reaching_options,
+)
+
+if TYPE_CHECKING:
+    from dmsync.core.ids import DotId
+    from dmsync.engine.store import Store
+    from dmsync.engine.sync_pull import FetchSummary, PullMode
+    from dmsync.engine.sync_push import PushSummary
+    from dmsync.storage.catalog import DotRow
+    from dmsync.surfaces.cli.connection import Remote
+
+_MILDEST_FIRST: Final = (0, 4, 3, 75, 13, 14, 15, 18, 10, 2, 12, 17, 1, 16)
+"""Exit codes from harmless to alarming: with --all the worst of all dots is the command's."""
+
+
+def worst(codes: Sequence[int]) -> int:
+    """The exit code that most needs to be seen."""
+    order = {code: rank for rank, code in enumerate(_MILDEST_FIRST)}
+    return max(codes, key=lambda code: order.get(code, len(order)), default=0)
+
+
+class _PushCommand(DmCommand):
+    """--force-with-lease takes its value after `=` only, so that a remote's name may follow it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = ["--force-with-lease=" if arg == "--force-with-lease" else arg for arg in args]
+        return super().parse_args(ctx, given)
+
+
+@click.command("push", cls=_PushCommand, epilog="Example: dm push backup app --all -q")
+@click.argument("remote", required=False)
+@click.argument("dot", required=False)
+@click.argument("branch", required=False)
+@click.option("--all", "every", is_flag=True, help="Every branch; without DOT of every dot.")
+@click.option("--tags", is_flag=True, help="The tags of the dot too.")
+@click.option("--remote-name", metavar="[NS/]NAME", help="The dot's name over there.")
+@click.option(
+    "--force-with-lease",
+    "lease",
+    metavar="[=REV]",
+    help="Overwrite, if the remote branch is still at REV (default: where it was last seen).",
+)
+@click.option("--stash-on-divergence", "stash", is_flag=True, help="Keep theirs as X-DIVERGED-...")
+@click.option("--atomic", is_flag=True, help="Move all refs or none.")
+@reaching_options
+@changing_options
+@click.pass_obj
+def push_command(
+    invocation: Invocation,
+    remote: str | None,
+    dot: str | None,
+    branch: str | None,
+    every: bool,
+    tags: bool,
+    remote_name: str | None,
+    lease: str | None,
+    stash: bool,
+    atomic: bool,
+) -> int:
+    """Send a branch (default: the current one) with all commits it needs to REMOTE.
+
+    REMOTE is a remote's name or a URL. A push that was cut goes on where it stopped when it is
+    run again. Refuses (exit code 14) when the remote branch has commits this one lacks.
+    """
+    if lease is not None and stash:
+        raise UsageError("--force-with-lease or --stash-on-divergence, not both")
+    if every and branch is not None:
+        raise UsageError("--all is every branch: give no BRANCH")
+    if every and dot is None and remote_name is not None:
+        raise UsageError("--remote-name names one dot: give DOT")
+    name = _required(remote, "push to")
+
+    def push_one(store: "Store", row: "DotRow", there: "Remote") -> dict[str, object]:
+        from dmsync.engine.history import resolve_revision
+        from dmsync.engine.sync_push import PushRequest
+        from dmsync.surfaces.cli.connection import push
+
+        remote_dot = _remote_dot(store, row, there, remote_name)
+        request = PushRequest(
+            remote=there.name,
+            dot=row.dot,
+            branches=None if every else (branch or store.catalog.head(row.dot),),
+            remote_namespace=remote_dot[0],
+            remote_name=remote_dot[1],
+            tags=tags,
+            mode="stash" if stash else "ff" if lease is None else "lease",
+            expected=resolve_revision(store, row, lease) if lease else None,
+            atomic=atomic,
+            dry_run=invocation.dry_run,
+            actor=invocation.settings.actor,
+        )
+        title = f"Pushing {_written(row)} to {there.name}:{_remote_text(row, remote_dot)}"
+        summary = _announced(invocation, title, lambda: push(invocation, store, there, request))
+        return _push_fields(summary)
+
+    return _for_dots(invocation, name, dot, every and dot is None, push_one)
+
+
+def _required(remote: str | None, what: str) -> str:
+    if remote is None:
+        raise UsageError(
+            f"Please specify which remote you want to {what}. Use 'dm remote -v' to list remotes."
+        )
+    return remote
+
+
+def _written(row: "DotRow") -> str:
+    return f"{row.namespace}/{row.name}" if row.namespace else row.name
+
+
+def _remote_dot(
+    store: "Store", row: "DotRow", there: "Remote", given: str | None
+) -> tuple[str | None, str | None]:
+    """(namespace, name) over there: as given, else the upstream, else for the server to find."""
+    if given is not None:
+        return _plain_name(given)
+    upstream = store.catalog.upstream(row.dot, there.name)
+    if upstream is None:
+        return None, None
+    return upstream[0] or None, upstream[1]
+
+
+def _plain_name(text: str) -> tuple[str | None, str]:
+    """`[namespace/]dot`. Raises InvalidName, UsageError."""
+    from dmsync.core.names import parse_dot_name
+
+    parsed = parse_dot_name(text)
+    if parsed.branch is not None or parsed.subdot is not None:
+        raise UsageError(f"not a dot's name alone: {text}")
+    return parsed.namespace, parsed.dot
+
+
+def _remote_text(row: "DotRow", remote_dot: tuple[str | None, str | None]) -> str:
+    namespace, name = remote_dot
+    return f"{namespace}/{name}" if namespace else name or row.name
+
+
+def _announced(invocation: Invocation, title: str, work: Callable[[], Any]) -> Any:
+    """Say what begins and that it is done, as Dotmesh does."""
+    if not invocation.as_json:
+        invocation.result(title)
+    done = work()
+    if not invocation.as_json:
+        invocation.result("Done!")
+    return done
+
+
+def _for_dots(
+    invocation: Invocation,
+    remote: str,
+    dot: str | None,
+    every_dot: bool,
+    work: Callable[["Store", "DotRow", "Remote"], dict[str, object]],
+) -> int:
+    """Run `work` for one dot or for every dot; with every dot a failure does not stop the rest."""
+    from dmsync.surfaces.cli.connection import find_remote
+
+    with invocation.open_store() as store:
+        there = find_remote(invocation, store, remote)
+        if not every_dot:
+            row = invocation.resolve_dot(store, dot)
+            fields = work(store, row, there)
+            if invocation.as_json:
+                invocation.summary({"remote": there.name, "dot": _written(row), **fields})
+            return _code_of(fields)
+        codes = [0]
+        for row in store.catalog.dots():
+            codes.append(_one_of_many(invocation, store, row, there, work))
+    if invocation.as_json:
+        failed = sum(code not in (0, 3) for code in codes)
+        invocation.summary({"remote": there.name, "dots": len(codes) - 1, "failed": failed})
+    return worst(codes)
+
+
+def _one_of_many(
+    invocation: Invocation,
+    store: "Store",
+    row: "DotRow",
+    there: "Remote",
+    work: Callable[["Store", "DotRow", "Remote"], dict[str, object]],
+) -> int:
+    from dmsync.surfaces.cli.main import print_error
+
+    try:
+        fields = work(store, row, there)
+    except DmError as error:
+        print_error(error, as_json=invocation.as_json, subject=_written(row))
+        return error.exit_code
+    if invocation.as_json:
+        output.write_json_line({"type": "dot", "dot": _written(row), **fields})
+    return _code_of(fields)
+
+
+def _code_of(fields: dict[str, object]) -> int:
+    code = fields.get("exit_code", 0)
+    assert isinstance(code, int)
+    return code
+
+
+def _push_fields(summary: "PushSummary") -> dict[str, object]:
+    """JSON of a push; refs that were refused while others went through set the exit code."""
+    fields = _plain_fields(summary, ("refs",))
+    fields["refs"] = [
+        {
+            "ref": ref.ref,
+            "status": ref.status.name.lower(),
+            "old": ref.old.hex() if ref.old else None,
+            "new": ref.new.hex() if ref.new else None,
+            "stash": ref.stash,
+            "error": None if ref.error is None else ref.error.message,
+        }
+        for ref in summary.refs
+    ]
+    errors = [ref.error for ref in summary.refs if ref.error is not None]
+    for error in errors:
+        output.write_line(f"dm: error: {output.escape_text(error.message)}", sys.stderr)
+    fields["exit_code"] = worst([error.exit_code for error in errors] or [0])
+    return fields
+
+
+def _plain_fields(summary: Any, left_out: Sequence[str]) -> dict[str, object]:
+    """A summary's own fields, ids in hex."""
+    found: dict[str, object] = {}
+    for item in dataclass_fields(summary):
+        value = getattr(summary, item.name)
+        if item.name not in left_out:
+            found[item.name] = value.hex() if isinstance(value, bytes) else value
+    return found
+
+
+# --- pull, fetch, clone ------------------------------------------------------------------------
+
+
+@click.command("pull", cls=DmCommand, epilog="Example: dm pull backup app master")
+@click.argument("remote", required=False)
+@click.argument("dot", required=False)
+@click.argument("branch", required=False)
+@click.option("--all", "every", is_flag=True, help="Every branch; without DOT of every dot.")
+@click.option("--remote-name", metavar="[NS/]NAME", help="The dot's name over there.")
+@click.option("--stash-on-divergence", "stash", is_flag=True, help="Keep ours as X-DIVERGED-...")
+@click.option("--force", is_flag=True, help="Take theirs; our commits stay in the reflog.")
+@reaching_options
+@changing_options
+@click.pass_obj
+def pull_command(
+    invocation: Invocation,
+    remote: str | None,
+    dot: str | None,
+    branch: str | None,
+    every: bool,
+    remote_name: str | None,
+    stash: bool,
+    force: bool,
+) -> int:
+    """Fetch a branch (default: the current one) from REMOTE and fast-forward it, tree included.
+
+    Refuses when both sides have commits the other lacks (exit code 14) or uncommitted changes
+    are in the way (18); what was fetched stays.
+    """
+    if stash and force:
+        raise UsageError("--force or --stash-on-divergence, not both")
+    if every and branch is not None:
+        raise UsageError("--all is every branch: give no BRANCH")
+    move: PullMode = "stash" if stash else "force" if force else "ff"
+    return _fetch_dots(
+        invocation,
+        _required(remote, "pull from"),
+        dot,
+        every_dot=every and dot is None,
+        branch=branch,
+        every_branch=every,
+        remote_name=remote_name,
+        move=move,
+    )
+
+
+@click.command("fetch", cls=DmCommand, epilog="Example: dm fetch backup && dm log backup/master")
+@click.argument("remote", required=False)
+@click.argument("dot", required=False)
+@click.option("--all", "every", is_flag=True, help="Every dot, when DOT is not given.")
+@click.option("--remote-name", metavar="[NS/]NAME", help="The dot's name over there.")
+@reaching_options
+@changing_options
+@click.pass_obj
+def fetch_command(
+    invocation: Invocation,
+    remote: str | None,
+    dot: str | None,
+    every: bool,
+    remote_name: str | None,
+) -> int:
+    """Fetch all branches of a dot as REMOTE/BRANCH; local branches and trees stay as they are."""
+    return _fetch_dots(
+        invocation,
+        _required(remote, "fetch from"),
+        dot,
+        every_dot=every and dot is None,
+        branch=None,
+        every_branch=True,
+        remote_name=remote_name,
+        move="none",
+    )
+
+
+def _fetch_dots(
+    invocation: Invocation,
+    remote: str,
+    dot: str | None,
+    *,
+    every_dot: bool,
+    branch: str | None,
+    every_branch: bool,
+    remote_name: str | None,
+    move: "PullMode",
+) -> int:
+    if every_dot and remote_name is not None:
+        raise UsageError("--remote-name names one dot: give DOT")
+    verb = "Fetching" if move == "none" else "Pulling"
+
+    def fetch_one(store: "Store", row: "DotRow", there: "Remote") -> dict[str, object]:
+        from dmsync.engine.sync_pull import FetchRequest
+        from dmsync.surfaces.cli.connection import fetch
+
+        remote_dot = _remote_dot(store, row, there, remote_name)
+        request = FetchRequest(
+            remote=there.name,
+            dot=row.dot,
+            remote_namespace=remote_dot[0],
+            remote_name=remote_dot[1],
+            branches=None if every_branch else (branch or store.catalog.head(row.dot),),
+            move=move,
+            dry_run=invocation.dry_run,
+            command="fetch" if move == "none" else "pull",
+            actor=invocation.settings.actor,
+        )
+        title = f"{verb} {_written(row)} from {there.name}:{_remote_text(row, remote_dot)}"
+        summary = _announced(invocation, title, lambda: fetch(invocation, store, there, request))
+        return _fetch_fields(summary)
+
+    return _for_dots(invocation, remote, dot, every_dot, fetch_one)
+
+
+@click.command("clone", cls=DmCommand, epilog="Example: dm clone dm@vault:2222 app --local-name a")
+@click.argument("remote", required=False)
+@click.argument("dot", metavar="[NS/]DOT", required=False)
+@click.argument("branch", required=False)
+@click.option("--local-name", metavar="[NS/]NAME", help="What to call it here.")
+@click.option("--stash-on-divergence", "stash", is_flag=True, help="When it is here already.")
+@reaching_options
+@changing_options
+@click.pass_obj
+def clone_command(
+    invocation: Invocation,
+    remote: str | None,
+    dot: str | None,
+    branch: str | None,
+    local_name: str | None,
+    stash: bool,
+) -> int:
+    """Copy a dot from REMOTE: all branches, or BRANCH and what it stems from.
+
+    Cloning again what is here under that name pulls. A clone that was cut goes on where it
+    stopped when it is run again.
+    """
+    from dmsync.engine.sync_pull import FetchRequest
+    from dmsync.surfaces.cli.connection import fetch, find_remote
+
+    name = _required(remote, "clone from")
+    if dot is None:
+        raise UsageError("Please specify which dot to clone", hint="dm clone REMOTE DOT")
+    there_namespace, there_name = _plain_name(dot)
+    here_namespace, here_name = _plain_name(local_name or there_name)
+    with invocation.open_store(create=not invocation.dry_run) as store:
+        there = find_remote(invocation, store, name)
+        request = FetchRequest(
+            remote=there.name,
+            remote_namespace=there_namespace,
+            remote_name=there_name,
+            branches=(branch,) if branch else None,
+            move="stash" if stash else "ff",
+            local_namespace=here_namespace or invocation.settings.namespace,
+            local_name=here_name,
+            dry_run=invocation.dry_run,
+            command="clone",
+            actor=invocation.settings.actor,
+        )
+        title = f"Cloning {here_name} from {there.name}:{dot}"
+        summary = _announced(invocation, title, lambda: fetch(invocation, store, there, request))
+        _become_current(store, summary.dot)
+    fields = _fetch_fields(summary)
+    if invocation.as_json:
+        invocation.summary({"remote": there.name, **fields})
+    return _code_of(fields)
+
+
+def _become_current(store: "Store", dot: "DotId") -> None:
+    """The first dot of a store is the one that commands mean."""
+    from dmsync.core.events import CurrentDotSwitched
+
+    if store.catalog.current_dot() is None and store.catalog.dot(dot) is not None:
+        with store.transaction("clone") as tx:
+            tx.append(CurrentDotSwitched(dot))
+
+
+def _fetch_fields(summary: "FetchSummary") -> dict[str, object]:
+    """JSON of a fetch, pull or clone."""
+    fields = _plain_fields(summary, ("refs", "tracking", "remote_tips", "new_commits"))
+    fields["refs"] = [
+        {
+            "ref": ref.ref,
+            "status": ref.status.name.lower(),
+            "old": ref.old.hex() if ref.old else None,
+            "new": ref.new.hex() if ref.new else None,
+            "stash": ref.stash,
+        }
+        for ref in summary.refs
+    ]
+    fields["tracking"] = [
+        {"ref": name, "old": old.hex() if old else None, "new": new.hex()}
+        for name, old, new in summary.tracking
+    ]
+    return fields

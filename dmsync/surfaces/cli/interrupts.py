@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM: the work stops where it is, every `finally` runs, the exit code says why."""
+
+import signal
+import sys
+from collections.abc import Coroutine
+from types import FrameType
+from typing import Any, Final, TypeVar
+
+Result = TypeVar("Result")
+
+INTERRUPTED_EXIT: Final = 130
+_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Terminated(BaseException):
+    """The process was asked to end. Like KeyboardInterrupt, no `except Exception` catches it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def _raise_terminated(number: int, _frame: FrameType | None) -> None:
+    # A second signal must not cut the `finally` blocks that the first one started.
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated(number)
+
+
+def install_handlers() -> None:
+    """Turn SIGTERM and SIGHUP into an exception; an ignored SIGHUP (nohup) stays ignored."""
+    for number in _ENDING:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _raise_terminated)
+
+
+def run_async(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work` to its end; a signal cancels it, so that its connections and locks are undone.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+        Terminated: SIGTERM or SIGHUP.
+    """
+    import asyncio
+
+    received: list[int] = []
+
+    async def supervised() -> Result:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+
+        def stop(number: int) -> None:
+            if not received:
+                received.append(number)
+                task.cancel()
+
+        for number in _ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, stop, number)
+        return await work
+
+    try:
+        return asyncio.run(supervised())
+    except asyncio.CancelledError:
+        if received:
+            raise Terminated(received[0]) from None
+        raise
+    finally:
+        if received:
+            sys.stdout.flush()

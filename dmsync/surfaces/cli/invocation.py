@@ -1,0 +1,232 @@
+"""One run of `dm`: the options every command takes, before or after its name, and their effect.
+
+Commands get an Invocation and ask it for the settings, the store and the output; nothing else
+passes between the top of the command and its commands.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from dmsync.errors import UsageError
+from dmsync.surfaces.cli import output
+
+if TYPE_CHECKING:
+    from dmsync.engine.store import Store
+    from dmsync.storage.catalog import DotRow
+    from dmsync.surfaces.cli.progress import Progress
+    from dmsync.surfaces.settings import Settings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Invocation:
+    """What the global options said, and what follows from them."""
+
+    def __init__(self) -> None:
+        self.as_json = False
+        self.quiet = False
+        self.verbose = 0
+        self.assume_yes = False
+        self.dry_run = False
+        self.lock_wait_s: float | None = None
+        self.default_dot: str | None = None
+        self.home: str | None = None
+        self.config: str | None = None
+        self.accept_host_key: str | None = None
+        self._settings: Settings | None = None
+
+    @property
+    def settings(self) -> "Settings":
+        """Flags over environment over configuration files over defaults, read once."""
+        if self._settings is None:
+            from dmsync.surfaces.settings import load_settings
+
+            self._settings = load_settings(
+                os.environ,
+                home=self.home,
+                config=self.config,
+                dot=self.default_dot,
+                lock_wait_s=self.lock_wait_s,
+            )
+        return self._settings
+
+    def open_store(self, *, create: bool = False) -> "Store":
+        """The store this run works on. Raises StoreNotFound without `create`."""
+        from dmsync.engine.store import Store
+
+        return Store.open(self.settings.home, self.settings.engine, create=create)
+
+    def resolve_dot(self, store: "Store", name: str | None = None) -> "DotRow":
+        """The dot named on the line, else by --dot or DM_DOT, else the current one."""
+        from dmsync.engine.dots import resolve_dot
+
+        return resolve_dot(store, name or self.settings.dot)
+
+    def progress(self, title: str) -> "Progress":
+        """A progress display fit for where stderr goes; silent with -q."""
+        from dmsync.surfaces.cli.progress import make_progress
+
+        return make_progress(title, self)
+
+    # --- output -------------------------------------------------------------------------------
+
+    def document(self, value: object) -> None:
+        """A query's answer with --json."""
+        output.write_json(value)
+
+    def summary(self, value: dict[str, object]) -> None:
+        """The last JSON line of a command that worked."""
+        output.write_json_line({"type": "summary", **value})
+
+    def result(self, text: str) -> None:
+        """What a changing command prints on success; -q keeps it back."""
+        if not self.quiet:
+            output.write_line(text)
+
+    def talk(self, text: str) -> None:
+        """A remark for a human, on stderr; never with -q, JSON with --json."""
+        if not self.quiet:
+            self._to_stderr("note", text)
+
+    def warn(self, text: str) -> None:
+        """Something the user must know although the command goes on."""
+        self._to_stderr("warning", text)
+
+    def _to_stderr(self, kind: str, text: str) -> None:
+        if self.as_json:
+            output.write_line(output.json_text({"type": kind, "message": text}), sys.stderr)
+        else:
+            prefix = "dm: warning: " if kind == "warning" else ""
+            output.write_line(prefix + output.escape_text(text), sys.stderr)
+
+    def confirm(self, question: str) -> bool:
+        """Ask, unless --yes; exactly `Y` agrees. Never asks without a terminal.
+
+        Raises:
+            UsageError: there is nobody to ask.
+        """
+        if self.assume_yes:
+            return True
+        if not (sys.stdin is not None and sys.stdin.isatty()):
+            raise UsageError(
+                "this asks for confirmation and there is no terminal", hint="give --yes"
+            )
+        sys.stderr.write(question)
+        sys.stderr.flush()
+        return sys.stdin.readline().rstrip("\n") == "Y"
+
+
+# --- commands and their options -----------------------------------------------------
+
+
+class DmCommand(click.Command):
+    """A command whose help shows its own options before those that all commands share."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_options(self, ctx, formatter)
+
+
+def write_options(
+    command: click.Command, context: click.Context, formatter: click.HelpFormatter
+) -> None:
+    """The options of a command's help, in two sections."""
+    own: list[tuple[str, str]] = []
+    shared: list[tuple[str, str]] = []
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if isinstance(parameter, click.Option) and record is not None:
+            (shared if _is_shared(parameter) else own).append(record)
+    for title, records in (("Options", own), ("Common options", shared)):
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _is_shared(parameter: click.Parameter) -> bool:
+    return (parameter.name != "accept_host_key" and not parameter.expose_value) or (
+        parameter.name == "help"
+    )
+
+
+def _record(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    """Keep an option that was given; its default never overrides one given before the command."""
+    name = parameter.name
+    invocation = context.obj
+    if name is None or not isinstance(invocation, Invocation):
+        return  # shell completion parses without an invocation
+    if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+        if name == "verbose" and isinstance(value, int):
+            value += invocation.verbose
+        setattr(invocation, name, value)
+
+
+def _option(*declarations: str, **attributes: Any) -> Callable[[Command], Command]:
+    return click.option(*declarations, expose_value=False, callback=_record, **attributes)
+
+
+def _lock_wait(context: click.Context, parameter: click.Parameter, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 86400:
+        raise click.BadParameter("seconds from 0 to 86400")
+    _record(context, parameter, value)
+
+
+_COMMON = (
+    _option("--json", "as_json", is_flag=True, help="Print JSON; errors too, on stderr."),
+    _option("-q", "--quiet", "quiet", is_flag=True, help="Print nothing but errors and answers."),
+    _option("-v", "--verbose", "verbose", count=True, help="Say more; twice: log to stderr."),
+    _option("--dot", "default_dot", metavar="DOT", help="Work on DOT instead of the current dot."),
+    _option("--home", "home", metavar="DIR", help="The store, instead of DM_HOME."),
+    _option("--config", "config", metavar="FILE", help="Configuration, instead of DM_CONFIG."),
+    click.option(
+        "--lock-wait",
+        "lock_wait_s",
+        type=float,
+        metavar="SECONDS",
+        expose_value=False,
+        callback=_lock_wait,
+        help="How long to wait for another dm (default 10).",
+    ),
+)
+_CHANGING = (
+    _option("-n", "--dry-run", "dry_run", is_flag=True, help="Say what would be done, do nothing."),
+    _option("-y", "--yes", "assume_yes", is_flag=True, help="Answer yes to every question."),
+)
+
+
+def _apply(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def query_options(command: Command) -> Command:
+    """Options of a command that changes nothing (--yes is accepted and has no effect)."""
+    return _apply(
+        command,
+        (*_COMMON, _option("--yes", "assume_yes", is_flag=True, hidden=True)),
+    )
+
+
+def changing_options(command: Command) -> Command:
+    """Options of a command that changes something."""
+    return _apply(command, (*_COMMON, *_CHANGING))
+
+
+def reaching_options(command: Command) -> Command:
+    """Options of a command that may meet a host for the first time."""
+    return _apply(
+        command,
+        (
+            _option(
+                "--accept-host-key",
+                "accept_host_key",
+                metavar="SHA256:...",
+                help="Trust an unknown host that shows this key.",
+            ),
+        ),
+    )

@@ -1,0 +1,304 @@
+"""Settings of one run: flags over DM_* variables over configuration files over defaults.
+
+The only module that reads the environment or configuration. Works with nothing but HOME, or not
+even that, in the environment. Configuration files hold commands to run, so a file that somebody
+else could have written is refused.
+"""
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from dmsync.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dmsync.engine.hooks import HookCommands
+    from dmsync.engine.settings import EngineSettings
+
+SYSTEM_HOME: Final = "/var/lib/dmsync"
+LOCK_WAIT_S: Final = 10.0
+CONFIG_BYTES_MAX: Final = 1024 * 1024
+_USER_KEYS: Final = {"author", "namespace"}
+_REMOTE_KEYS: Final = {"dm-command", "url"}
+_DOT_KEYS: Final = {"hooks"}
+_HOOK_KEYS: Final = {"quiesce", "unquiesce", "hold", "timeout_s"}
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteConfig:
+    """What a configuration file says about one remote; overrides what the store recorded."""
+
+    url: str | None = None
+    dm_command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the environment and the configuration decide for one run."""
+
+    home: str
+    dot: str | None = None
+    namespace: str = ""
+    author: str = ""
+    actor: str = ""
+    lock_wait_s: float = LOCK_WAIT_S
+    ssh_command: str | None = None
+    ssh_key: str | None = None
+    known_hosts: str | None = None
+    user_home: str | None = None
+    progress_fps: float | None = None
+    color: bool = True
+    terminal: bool = True
+    remotes: Mapping[str, RemoteConfig] = field(default_factory=dict)
+    hooks: Mapping[str, "HookCommands"] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> "EngineSettings":
+        """The part that the engine gets."""
+        from dmsync.engine.settings import EngineSettings
+
+        return EngineSettings(
+            author=self.author,
+            actor=self.actor,
+            namespace=self.namespace,
+            lock_wait_s=self.lock_wait_s,
+            hooks=self.hooks,
+        )
+
+
+def load_settings(
+    environment: Mapping[str, str],
+    *,
+    home: str | None = None,
+    config: str | None = None,
+    dot: str | None = None,
+    lock_wait_s: float | None = None,
+) -> Settings:
+    """Settings from `environment` and the configuration files; arguments given as flags win.
+
+    Raises:
+        ConfigError: a variable or file that cannot be read as what it should be, or a
+            configuration file that others may write.
+    """
+    store = store_home(environment, home)
+    user_file = _read_user_config(environment, config)
+    store_file = _read_config(os.path.join(store, "config.toml"), required=False)
+    sections = _Sections(user_file, store_file)
+    identity = default_identity()
+    user = sections.user()
+    if lock_wait_s is None:
+        lock_wait_s = _number(environment, "DM_LOCK_WAIT", 86400.0)
+    return Settings(
+        home=store,
+        dot=dot or environment.get("DM_DOT") or None,
+        namespace=environment.get("DM_NAMESPACE") or user.get("namespace", ""),
+        author=environment.get("DM_AUTHOR") or user.get("author") or identity,
+        actor=identity,
+        lock_wait_s=LOCK_WAIT_S if lock_wait_s is None else lock_wait_s,
+        ssh_command=environment.get("DM_SSH_COMMAND") or None,
+        ssh_key=environment.get("DM_SSH_KEY") or None,
+        known_hosts=environment.get("DM_KNOWN_HOSTS") or None,
+        user_home=environment.get("HOME") or None,
+        progress_fps=_number(environment, "DM_PROGRESS_FPS", 60.0),
+        color=not environment.get("NO_COLOR"),
+        terminal=environment.get("TERM", "dumb") != "dumb",
+        remotes=sections.remotes(),
+        hooks=sections.hooks(),
+    )
+
+
+def store_home(environment: Mapping[str, str], given: str | None = None) -> str:
+    """The store's directory, absolute: the flag, DM_HOME, root's or the user's default."""
+    chosen = given or environment.get("DM_HOME")
+    if chosen:
+        return os.path.abspath(chosen)
+    if os.geteuid() == 0:
+        return SYSTEM_HOME
+    data = environment.get("XDG_DATA_HOME")
+    if data and os.path.isabs(data):  # the XDG specification: relative ones are to be ignored
+        return os.path.join(data, "dmsync")
+    return os.path.join(_user_home(environment), ".local", "share", "dmsync")
+
+
+def user_name() -> str:
+    """Who runs this, from the password file rather than from variables anybody sets."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's numeric user
+        return str(os.geteuid())
+
+
+def default_identity() -> str:
+    """`user@host`."""
+    return f"{user_name()}@{os.uname().nodename}"
+
+
+def _user_home(environment: Mapping[str, str]) -> str:
+    home = environment.get("HOME")
+    if home:
+        return home
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError as exc:
+        raise ConfigError("no home directory is known", hint="set DM_HOME") from exc
+
+
+def _number(environment: Mapping[str, str], name: str, most: float) -> float | None:
+    text = environment.get(name)
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= most:  # also refuses nan
+        raise ConfigError(f"{name} is not a number from 0 to {most:g}: {text}")
+    return value
+
+
+# --- configuration files -----------------------------------------------------
+
+
+def _read_user_config(environment: Mapping[str, str], given: str | None) -> dict[str, Any]:
+    named = given or environment.get("DM_CONFIG")
+    if named:
+        return _read_config(os.path.abspath(named), required=True)
+    base = environment.get("XDG_CONFIG_HOME")
+    if not base or not os.path.isabs(base):
+        try:
+            base = os.path.join(_user_home(environment), ".config")
+        except ConfigError:
+            return {}
+    return _read_config(os.path.join(base, "dm", "config.toml"), required=False)
+
+
+def _read_config(path: str, *, required: bool) -> dict[str, Any]:
+    """One TOML file. The checks are made on the open file: what was checked is what is read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        if required:
+            raise ConfigError(f"no configuration file {path}") from exc
+        return {}
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
+    with open(descriptor, "rb") as file:
+        _check_private(path, os.fstat(descriptor))
+        content = file.read(CONFIG_BYTES_MAX + 1)
+    if len(content) > CONFIG_BYTES_MAX:
+        raise ConfigError(f"{path} is longer than {CONFIG_BYTES_MAX} bytes")
+    return _parse_config(path, content)
+
+
+def _check_private(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{path} is not a regular file")
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigError(
+            f"{path} belongs to user {status.st_uid}: it names commands, so only your own is read"
+        )
+    if status.st_mode & 0o022:
+        raise ConfigError(
+            f"{path} may be written by others: it names commands",
+            hint=f"chmod go-w {path}",
+        )
+
+
+def _parse_config(path: str, content: bytes) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        document = tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    _check_document(path, document)
+    return document
+
+
+def _check_document(path: str, document: Mapping[str, Any]) -> None:
+    """Refuse what is not known: a misspelt hook that silently does nothing costs data."""
+    _check_keys(path, "", document, {"user", "remote", "dot"})
+    for key, value in _table(path, "user", document.get("user", {})).items():
+        _check_keys(path, "user", {key: value}, _USER_KEYS)
+        _text(path, f"user.{key}", value)
+    for name, remote in _table(path, "remote", document.get("remote", {})).items():
+        where = f"remote.{name}"
+        for key, value in _table(path, where, remote).items():
+            _check_keys(path, where, {key: value}, _REMOTE_KEYS)
+            _text(path, f"{where}.{key}", value)
+    for name, dot in _table(path, "dot", document.get("dot", {})).items():
+        where = f"dot.{name}"
+        _check_keys(path, where, _table(path, where, dot), _DOT_KEYS)
+        hooks = _table(path, f"{where}.hooks", dot.get("hooks", {}))
+        _check_keys(path, f"{where}.hooks", hooks, _HOOK_KEYS)
+
+
+def _table(path: str, where: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {where} is not a table")
+    return value
+
+
+def _check_keys(path: str, where: str, table: Mapping[str, Any], known: set[str]) -> None:
+    for key in table:
+        if key not in known:
+            name = f"{where}.{key}" if where else key
+            raise ConfigError(
+                f"{path}: unknown setting {name}", hint=f"known are {', '.join(sorted(known))}"
+            )
+
+
+def _text(path: str, where: str, value: object) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ConfigError(f"{path}: {where} is not a text")
+    return value
+
+
+class _Sections:
+    """The user's file overlaid with the store's, setting by setting."""
+
+    def __init__(self, user_file: dict[str, Any], store_file: dict[str, Any]) -> None:
+        self._files = (user_file, store_file)
+
+    def user(self) -> dict[str, str]:
+        return {key: value for file in self._files for key, value in file.get("user", {}).items()}
+
+    def remotes(self) -> dict[str, RemoteConfig]:
+        merged: dict[str, dict[str, str]] = {}
+        for file in self._files:
+            for name, remote in file.get("remote", {}).items():
+                merged.setdefault(name, {}).update(remote)
+        return {
+            name: RemoteConfig(url=remote.get("url"), dm_command=remote.get("dm-command"))
+            for name, remote in merged.items()
+        }
+
+    def hooks(self) -> dict[str, "HookCommands"]:
+        merged: dict[str, dict[str, Any]] = {}
+        for file in self._files:
+            for name, dot in file.get("dot", {}).items():
+                if dot.get("hooks"):
+                    merged.setdefault(name, {}).update(dot["hooks"])
+        return {name: _hook_commands(name, hooks) for name, hooks in merged.items()}
+
+
+def _hook_commands(dot: str, hooks: Mapping[str, Any]) -> "HookCommands":
+    """Checked commands of one dot; what is not given keeps its default."""
+    from dmsync.engine.hooks import HOOK_TIMEOUT_S, HookCommands
+
+    where = f"dot.{dot}.hooks"
+    texts = {
+        key: _text("the configuration", f"{where}.{key}", value)
+        for key, value in hooks.items()
+        if key != "timeout_s"
+    }
+    timeout_s = hooks.get("timeout_s", HOOK_TIMEOUT_S)
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or timeout_s <= 0:
+        raise ConfigError(f"{where}.timeout_s is not a positive number")
+    return HookCommands(**texts, timeout_s=float(timeout_s))

@@ -1,0 +1,51 @@
+"""Every bound of dmsync/1 (protocol/limits.toml is the normative table; a test compares)."""
+
+from typing import Final
+
+VERSION_MIN: Final = 1
+VERSION_MAX: Final = 1
+
+MAGIC: Final = b"\x89DMS\r\n\x1a\n"
+"""First bytes of a server. Not text, and broken by any newline translation or 7-bit path."""
+
+BANNER_BYTES_MAX: Final = 64 * 1024
+"""What a client discards before MAGIC: login banners, noisy shell start files."""
+
+HELLO_BYTES_MAX: Final = 64 * 1024
+"""The frames of a peer that has not said who it is."""
+
+CONTROL_BYTES_MAX: Final = 1024 * 1024
+
+RECORDS_BYTES_MAX: Final = 9 * 1024 * 1024
+"""One record always fits: a page with 64 attributes of 64 KiB comes to 8 MiB and a header."""
+
+RECORDS_BYTES_JOINED: Final = 256 * 1024
+"""A sender joins records into one frame up to this; small writes halve SSH throughput."""
+
+KNOWN_IDS_MAX: Final = 4096
+PLAN_ENTRIES_MAX: Final = 65_536
+REFS_PAGE_MAX: Final = 2048
+REFS_MAX: Final = 100_000
+REF_NAME_BYTES_MAX: Final = 255
+UPDATES_MAX: Final = 2048
+WANTS_MAX: Final = 4096
+FRONTIER_MAX: Final = 16_384
+DOTS_PAGE_MAX: Final = 2048
+CAPABILITIES_MAX: Final = 64
+NAME_CHARS_MAX: Final = 128
+TEXT_CHARS_MAX: Final = 16 * 1024
+FACTS_CHARS_MAX: Final = 64 * 1024
+
+EAGER_BYTES_MAX: Final = 1024 * 1024
+"""A transfer of at most this many record bytes goes out without waiting for an inventory."""
+
+INFLIGHT_BYTES_MAX: Final = 12 * 1024 * 1024
+"""Record bytes a sender may have without a durable acknowledgement."""
+
+PLAN_PAGES_INFLIGHT_MAX: Final = 8
+ACK_BYTES: Final = 4 * 1024 * 1024
+ACK_INTERVAL_S: Final = 0.25
+
+HANDSHAKE_TIMEOUT_S: Final = 30.0
+IDLE_TIMEOUT_S: Final = 60.0
+PING_INTERVAL_S: Final = 15.0

@@ -1,0 +1,276 @@
+"""Commit, status, checkout, reset on real directories: what is kept, refused and brought back."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmsync.core.events import TreeSwitchStarted
+from dmsync.engine import branches, dots, history, trees
+from dmsync.errors import (
+    AlreadyExists,
+    CaptureFailed,
+    DotNotFound,
+    NothingToDo,
+    RevisionNotFound,
+    UsageError,
+    WouldLose,
+)
+from dmsync.storage.catalog import DotRow
+from tests.support.working_store import Workshop
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Workshop]:
+    workshop = Workshop(tmp_path / "home")
+    yield workshop
+    workshop.close()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def dot(shop: Workshop, data: Path) -> DotRow:
+    return shop.attach("shop", data)
+
+
+def test_commit_makes_history_and_a_clean_tree(shop: Workshop, dot: DotRow, data: Path) -> None:
+    (data / "a").write_text("one")
+    assert shop.changes(dot) == [("+", b"__default__"), ("+", b"__default__/a")]
+    summary = shop.commit(dot, "first", metadata=(("k", "v=w"),))
+    assert shop.changes(dot) == []
+    (info,) = history.log_commits(shop.store, dot)
+    assert (info.id, info.message, info.metadata) == (summary.commit, "first", (("k", "v=w"),))
+    assert info.parents == () and info.author == "Ada <ada@example.org>"
+
+
+def test_no_change_commit_is_a_commit_unless_told(shop: Workshop, dot: DotRow, data: Path) -> None:
+    (data / "a").write_text("one")
+    first = shop.commit(dot, "first").commit
+    second = shop.commit(dot, "again")
+    assert second.parents == (first,) and second.changes == []
+    with pytest.raises(NothingToDo):
+        shop.commit(dot, "nothing", fail_if_nothing=True)
+    assert shop.messages(dot) == ["first", "again"]
+
+
+@pytest.mark.parametrize("message", ["", "  \n"])
+def test_commit_without_a_message_is_refused(shop: Workshop, dot: DotRow, message: str) -> None:
+    with pytest.raises(UsageError, match="Please provide a commit message"):
+        shop.commit(dot, message)
+
+
+def test_metadata_name_beginning_upper_case_is_refused(shop: Workshop, dot: DotRow) -> None:
+    with pytest.raises(UsageError, match="must start with lowercase characters: Apples"):
+        shop.commit(dot, "m", metadata=(("Apples", "green"),))
+    assert shop.messages(dot) == []
+
+
+def test_reset_hard_brings_back_files_and_log(shop: Workshop, dot: DotRow, data: Path) -> None:
+    (data / "a").write_text("one")
+    shop.commit(dot, "first")
+    (data / "b").write_text("two")
+    os.chmod(data / "a", 0o400)
+    second = shop.commit(dot, "second").commit
+    summary = shop.reset(dot, "HEAD^", hard=True)
+    assert sorted(os.listdir(data)) == ["a"]
+    assert (data / "a").stat().st_mode & 0o777 == 0o644
+    assert summary.commits_dropped == 1
+    assert shop.messages(dot) == ["first"] and shop.changes(dot) == []
+    shop.reset(dot, "HEAD@{1}", hard=True)
+    assert history.resolve_revision(shop.store, dot, "HEAD") == second
+    assert (data / "b").read_text() == "two"
+
+
+def test_reset_refuses_to_lose_uncommitted_changes(shop: Workshop, dot: DotRow, data: Path) -> None:
+    (data / "a").write_text("one")
+    shop.commit(dot, "first")
+    shop.commit(dot, "second")
+    (data / "a").write_text("precious")
+    with pytest.raises(WouldLose):
+        shop.reset(dot, "HEAD^")
+    assert (data / "a").read_text() == "precious"
+    assert shop.messages(dot) == ["first", "second"]
+
+
+def test_what_reset_hard_discards_is_stored_first(shop: Workshop, dot: DotRow, data: Path) -> None:
+    (data / "a").write_text("one")
+    shop.commit(dot, "first")
+    (data / "a").write_text("precious")
+    saved = shop.reset(dot, "HEAD", hard=True).saved_working
+    assert (data / "a").read_text() == "one"
+    assert saved is not None
+    objects = shop.store.objects(dot.dot)
+    root = trees.snapshot_root(shop.store, dot.dot, saved)
+    found = trees.find_entry(objects, root.tree, b"__default__")
+    assert found is not None
+    entry = trees.find_entry(objects, found.tree, b"a")
+    assert entry is not None and objects.read_chunk(entry.content) == b"precious"  # type: ignore[arg-type]
+
+
+def test_uncommitted_state_follows_its_branch(shop: Workshop, dot: DotRow, data: Path) -> None:
+    (data / "a").write_text("one")
+    shop.commit(dot, "first")
+    shop.checkout(dot, "side", create=True)
+    (data / "a").write_text("side work")
+    (data / "new").write_text("n")
+    shop.checkout(dot, "master")
+    assert (data / "a").read_text() == "one" and not (data / "new").exists()
+    assert shop.changes(dot) == []
+    (data / "a").write_text("master work")
+    shop.checkout(dot, "side")
+    assert (data / "a").read_text() == "side work" and (data / "new").exists()
+    assert shop.changes(dot) == [("*", b"__default__/a"), ("+", b"__default__/new")]
+    shop.commit(dot, "side committed")
+    assert shop.messages(dot) == ["first", "side committed"]
+    shop.checkout(dot, "master")
+    assert (data / "a").read_text() == "master work"
+    assert shop.messages(dot) == ["first"]
+
+
+def test_checkout_of_unknown_or_existing_branch(shop: Workshop, dot: DotRow, data: Path) -> None:
+    shop.commit(dot, "first")
+    with pytest.raises(RevisionNotFound, match="Branch does not exist: nope"):
+        shop.checkout(dot, "nope")
+    shop.checkout(dot, "side", create=True)
+    with pytest.raises(AlreadyExists, match="Branch already exists: side"):
+        shop.checkout(dot, "side", create=True)
+
+
+def test_unborn_branch_has_nothing_to_branch_from(shop: Workshop, dot: DotRow) -> None:
+    with pytest.raises(RevisionNotFound):
+        shop.checkout(dot, "side", create=True)
+    assert shop.messages(dot) == []
+
+
+def test_half_switched_tree_is_finished_first(shop: Workshop, dot: DotRow, data: Path) -> None:
+    (data / "a").write_text("one")
+    first = shop.commit(dot, "first").commit
+    (data / "a").write_text("two")
+    (data / "b").write_text("b")
+    shop.commit(dot, "second")
+    with shop.store.transaction("reset") as tx:
+        tx.append(TreeSwitchStarted(dot.dot, "master", None, first, "as if killed here"))
+    (data / "b").unlink()  # half way
+    shop.reopen()
+    with trees.ready(shop.store, dot.dot):
+        pass
+    assert (data / "a").read_text() == "one" and not (data / "b").exists()
+
+
+def test_directory_that_is_not_the_attached_one_is_refused(
+    shop: Workshop, dot: DotRow, data: Path
+) -> None:
+    (data / "a").write_text("one")
+    shop.commit(dot, "first")
+    data.rename(data.with_name("elsewhere"))
+    with pytest.raises(CaptureFailed):
+        shop.commit(dot, "gone")
+    data.mkdir()
+    (data / "x").write_text("other disk")
+    with pytest.raises(CaptureFailed, match="not the directory"):
+        shop.commit(dot, "other")
+    shop.commit(dot, "told", accept_moved_tree=True)
+    shop.commit(dot, "recorded now")
+
+
+def test_emptied_subdot_is_refused(shop: Workshop, dot: DotRow, data: Path) -> None:
+    (data / "a").write_text("one")
+    shop.commit(dot, "first")
+    (data / "a").unlink()
+    with pytest.raises(CaptureFailed, match="__default__"):
+        shop.commit(dot, "emptied")
+    shop.commit(dot, "told", accept_moved_tree=True)
+
+
+def test_attaching_twice_or_within_the_store_is_refused(
+    shop: Workshop, dot: DotRow, data: Path
+) -> None:
+    for place in (data, Path(shop.store.home) / "dots", Path(shop.store.home).parent):
+        with pytest.raises(UsageError):
+            dots.init_dot(shop.store, "other", at=str(place), as_root=False)
+    assert [row.name for row in shop.store.catalog.dots()] == ["shop"]
+
+
+def test_managed_dot_has_a_tree_per_branch_and_subdots(shop: Workshop) -> None:
+    dot = dots.init_dot(shop.store, "apps", at=None, as_root=False)
+    frogs = Path(os.fsdecode(dots.dot_path(shop.store, "apps.frogs")))
+    (frogs / "f").write_text("frog")
+    (Path(os.fsdecode(dots.dot_path(shop.store, "apps"))) / "d").write_text("default")
+    shop.commit(dot, "first")
+    shop.checkout(dot, "side", create=True)
+    side = Path(os.fsdecode(dots.dot_path(shop.store, "apps.__root__")))
+    assert (side / "frogs/f").read_text() == "frog" and (side / "__default__/d").exists()
+    (side / "frogs/f").write_text("changed")
+    shop.checkout(dot, "master")
+    assert (frogs / "f").read_text() == "frog"
+    assert Path(os.fsdecode(dots.dot_path(shop.store, "apps@side.frogs"))) == side / "frogs"
+
+
+def test_deleted_dot_frees_its_name_and_leaves_the_attached_directory(
+    shop: Workshop, dot: DotRow, data: Path
+) -> None:
+    (data / "a").write_text("one")
+    shop.commit(dot, "first")
+    dots.delete_dot(shop.store, "shop")
+    assert (data / "a").read_text() == "one"
+    with pytest.raises(DotNotFound, match="No such filesystem"):
+        dots.delete_dot(shop.store, "shop")
+    again = shop.attach("shop", data)
+    assert again.dot != dot.dot and shop.messages(again) == []
+
+
+def test_dot_is_found_by_default_only_when_it_is_clear(shop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(DotNotFound, match="No current dot is selected"):
+        dots.resolve_dot(shop.store, None)
+    first = shop.attach("one", tmp_path / "1")
+    assert dots.resolve_dot(shop.store, None).dot == first.dot
+    second = shop.attach("two", tmp_path / "2")
+    assert dots.resolve_dot(shop.store, None).dot == second.dot
+    dots.delete_dot(shop.store, "two")
+    shop.attach("three", tmp_path / "3")
+    dots.delete_dot(shop.store, "three")
+    assert dots.resolve_dot(shop.store, None).dot == first.dot
+
+
+def test_deleted_branch_stays_in_the_store(shop: Workshop, dot: DotRow, data: Path) -> None:
+    (data / "a").write_text("one")
+    shop.commit(dot, "first")
+    shop.checkout(dot, "side", create=True)
+    (data / "a").write_text("two")
+    tip = shop.commit(dot, "second").commit
+    assert tip is not None
+    with pytest.raises(WouldLose):
+        branches.delete_branch(shop.store, dot, "side")
+    shop.checkout(dot, "master")
+    assert branches.delete_branch(shop.store, dot, "side") == tip
+    assert [b.name for b in branches.list_branches(shop.store, dot)] == ["master"]
+    assert history.resolve_revision(shop.store, dot, tip.hex()) == tip
+
+
+def test_revisions_name_commits(shop: Workshop, dot: DotRow, data: Path) -> None:
+    ids = [shop.commit(dot, f"c{number}").commit for number in range(5)]
+    resolve = history.resolve_revision
+
+    def at(text: str) -> int:
+        return ids.index(resolve(shop.store, dot, text))
+
+    assert [at(t) for t in ("HEAD", "@", "master", "HEAD^", "HEAD~3", "HEAD^^~1", "HEAD@{2}")] == [
+        4, 4, 4, 3, 1, 1, 2,
+    ]  # fmt: skip
+    assert at(ids[2].hex()[:12]) == 2  # type: ignore[union-attr]
+    for bad in ("HEAD~5", "HEAD^2", "nope", "ffff", "HEAD@{9}"):
+        with pytest.raises(RevisionNotFound):
+            resolve(shop.store, dot, bad)
+    assert shop.messages(dot, "HEAD~3..HEAD~1") == ["c2", "c3"]
+
+
+def test_busy_dot_is_reported(shop: Workshop, dot: DotRow) -> None:
+    from dmsync.errors import Busy
+
+    with shop.store.dot_locked(dot.dot), pytest.raises(Busy):
+        shop.commit(dot, "waits in vain")
