@@ -109,35 +109,36 @@ def with_renames(changes: list[Change]) -> list[Change]:
             removed.setdefault((change.old.size, change.old.content), []).append(change)
     if not removed:
         return in_order(changes)
-    result: dict[int, Change] = {}
+    added = [
+        change
+        for change in in_order(changes)
+        if change.kind == "+" and change.new is not None and _is_distinctive(change.new)
+    ]
+    joined_to: dict[int, Change] = {}
     used: set[bytes] = set()
-    for change in in_order(changes):
-        if change.kind != "+" or change.new is None or not _is_distinctive(change.new):
-            continue
-        candidates = removed.get((change.new.size, change.new.content), [])
-        source = _best_source(candidates, change.path)
-        if source is not None and source.old is not None:
+    for same_name in (True, False):
+        for change in added:
+            assert change.new is not None
+            candidates = removed.get((change.new.size, change.new.content), [])
+            source = _source(candidates, change.path, same_name=same_name)
+            if source is None or id(change) in joined_to:
+                continue
             candidates.remove(source)
             used.add(source.path)
-            result[id(change)] = Change(
-                change.path,
-                "R",
-                source.old,
-                change.new,
-                source.path,
-                metadata_only=True,
+            joined_to[id(change)] = Change(
+                change.path, "R", source.old, change.new, source.path, metadata_only=True
             )
     kept = [c for c in changes if not (c.kind == "-" and c.path in used)]
-    return in_order(result.get(id(change), change) for change in kept)
+    return in_order(joined_to.get(id(change), change) for change in kept)
 
 
 def _is_distinctive(entry: Entry) -> bool:
     return entry.kind is EntryKind.FILE and entry.content != b""
 
 
-def _best_source(candidates: list[Change], path: bytes) -> Change | None:
+def _source(candidates: list[Change], path: bytes, *, same_name: bool) -> Change | None:
+    if not same_name:
+        return candidates[0] if candidates else None
     name = path.rpartition(b"/")[2]
-    for candidate in candidates:
-        if candidate.path.rpartition(b"/")[2] == name:
-            return candidate
-    return candidates[0] if candidates else None
+    named = (c for c in candidates if c.path.rpartition(b"/")[2] == name)
+    return next(named, None)

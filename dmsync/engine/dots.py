@@ -126,7 +126,7 @@ def init_dot(store: Store, name: str, *, at: str | None, as_root: bool) -> DotRo
     with store.transaction("init") as tx:
         if store.catalog.dot_by_name(namespace, expression.dot) is not None:
             written = display_name(store, namespace, expression.dot)
-            raise AlreadyExists(f"Error: {written} exists already")
+            raise AlreadyExists(f"{written} exists already")
         tx.append(DotCreated(dot, namespace, expression.dot, store.settings.actor))
         if attached is not None:
             tx.append(attached)
@@ -248,7 +248,7 @@ def rename_dot(store: Store, old: str, new: str) -> None:
     namespace = expression.namespace or row.namespace
     with store.transaction("rename") as tx:
         if store.catalog.dot_by_name(namespace, expression.dot) is not None:
-            raise AlreadyExists(f"Error: {new} exists already")
+            raise AlreadyExists(f"{new} exists already")
         tx.append(DotRenamed(row.dot, namespace, expression.dot))
 
 

@@ -9,6 +9,7 @@ A change never goes to an inode that may have other names: such a name gets a ne
 hard-linked files out of the tree, as `cp -al` backups do, keeps what he has).
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -538,8 +539,10 @@ class _Restore:
                 if in_place
                 else open_file(entry.name, directory.fd)
             )
-        except PermissionError:
-            return False
+        except OSError as exc:
+            if exc.errno in (errno.EACCES, errno.EPERM, errno.ETXTBSY):
+                return False  # a new inode can still take its place
+            raise
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or found.st_ino != live[INODE]:

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Final
 
 from dmsync.errors import StorageFailed, StorageFull
@@ -250,22 +251,55 @@ def remove_name(name: bytes, directory_fd: int, path: bytes) -> None:
 
 
 def _remove_directory(name: bytes, directory_fd: int, path: bytes) -> None:
-    """Empty and remove one directory, the deepest directories first."""
+    """Empty and remove one directory, the deepest directories first.
+
+    What lies deeper than a walk holds open is moved up first, so that a chain of 100,000
+    directories takes as many steps and not their square.
+    """
+    waiting = [name]
+    while waiting:
+        waiting.extend(_remove_levels(waiting.pop(), directory_fd, path))
+
+
+def _remove_levels(name: bytes, directory_fd: int, path: bytes) -> list[bytes]:
+    """Remove the directory `name`; the names beside it that its deepest parts got."""
     device = os.fstat(directory_fd).st_dev
     directories = TreeDirectories(directory_fd)
+    moved: list[bytes] = []
     try:
         trail = [name]
         below = [_unlink_files(directories.open(name), device, path)]
         while trail:
             if below[-1]:
                 trail.append(below[-1].pop())
-                below.append(_unlink_files(directories.open(b"/".join(trail)), device, path))
+                fd = directories.open(b"/".join(trail))
+                left = _unlink_files(fd, device, path)
+                if len(trail) >= OPEN_LEVELS_MAX:
+                    left = _move_up(left, fd, directory_fd, moved)
+                below.append(left)
             else:
                 below.pop()
                 last = trail.pop()
                 os.rmdir(last, dir_fd=directories.open(b"/".join(trail)))
     finally:
         directories.close()
+    return moved
+
+
+_moves = count()
+
+
+def _move_up(names: list[bytes], fd: int, directory_fd: int, moved: list[bytes]) -> list[bytes]:
+    """Move directories into `directory_fd` under temporary names; those that may not be moved."""
+    left = []
+    for name in names:
+        temporary = TEMPORARY_PREFIX + b"%d-deep-%d" % (os.getpid(), next(_moves))
+        try:
+            os.rename(name, temporary, src_dir_fd=fd, dst_dir_fd=directory_fd)
+            moved.append(temporary)
+        except OSError:  # a plain user needs write permission on it, a mount point stays
+            left.append(name)
+    return left
 
 
 def _unlink_files(fd: int, device: int, path: bytes) -> list[bytes]:

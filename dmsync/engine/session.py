@@ -84,6 +84,7 @@ class Session:
         self._failure: DmError | None = None
         self._ended = False
         self._draining = False
+        self._peer_gave_up = False
         self._sent_since_reply = False
         self._write_lock = asyncio.Lock()
         self._last_heard_s = self._last_sent_s = time.monotonic()
@@ -153,7 +154,9 @@ class Session:
             return
 
     async def _say_failure(self, error: DmError) -> None:
-        if self._ended or self._failure is error:
+        """Tell the peer, unless it is gone, gave up itself, or is no dm server at all."""
+        is_stranger = self.connection.role is Role.CLIENT and self.connection.peer is None
+        if self._ended or self._peer_gave_up or is_stranger:
             return
         self._draining = True
         await self._say_last(failure_from_error(error))
@@ -221,7 +224,7 @@ class Session:
                     return
                 self._last_heard_s = time.monotonic()
                 self.bytes_received += len(data)
-                if self._take(data):
+                if self._take_or_fail(data):
                     return
         except DmError as exc:
             self._fail(exc)
@@ -235,10 +238,20 @@ class Session:
         except DmError as exc:
             self._fail(exc)
 
-    def _take(self, data: bytes) -> bool:
-        """Queue the messages that `data` completes; True when the conversation is over."""
+    def _take_or_fail(self, data: bytes) -> bool:
+        """True when the conversation is over. After a broken rule, reads on to the end, so that
+        the peer is told which."""
         if self._draining:
             return False
+        try:
+            return self._take(data)
+        except DmError as exc:
+            self._draining = True
+            self._fail(exc)
+            return False
+
+    def _take(self, data: bytes) -> bool:
+        """Queue the messages that `data` completes; True when the conversation is over."""
         for message in self.connection.receive(data):
             match message:
                 case Ping():
@@ -246,6 +259,7 @@ class Session:
                 case Pong():
                     pass
                 case Failure():
+                    self._peer_gave_up = True
                     self._fail(error_from_failure(message))
                     return True
                 case Bye():

@@ -139,6 +139,7 @@ class FetchSummary:
     elapsed_s: float = 0.0
     nothing_to_do: bool = False
     created: bool = False
+    rewound: bool = False
 
 
 async def fetch(
@@ -194,7 +195,7 @@ async def clone(
             remote_name=request.remote_name,
             branches=(request.branch,) if request.branch else None,
             move=request.mode,
-            local_namespace=check_namespace(request.local_namespace),
+            local_namespace=request.local_namespace and check_namespace(request.local_namespace),
             local_name=check_dot_name(request.local_name or request.remote_name),
             command=request.command,
             actor=request.actor,
@@ -236,12 +237,14 @@ class _Fetching:
         )
         self.done: Done | None = None
         self.eager = False
+        self.rewound = False
         self.resumed_objects = 0
 
     async def run(self) -> FetchSummary:
         remote, probed = await self._open()
         dot = self._local_dot(remote)
         self.log.dot = dot
+        self.rewound = self._is_rewound(dot, remote)
         wanted = self._wanted(remote)
         self.log.branch = next((name.partition("/")[2] for name in wanted), None)
         graph = graph_of(self.store, dot)
@@ -317,6 +320,15 @@ class _Fetching:
                 hint="dm clone --local-name chooses another name",
             )
         return remote.dot
+
+    def _is_rewound(self, dot: DotId, remote: RemoteDot) -> bool:
+        """True when the remote's log is shorter than we saw it: restored from an old copy?"""
+        seen = self.store.catalog.observed(self.request.remote, dot)
+        return (
+            seen is not None
+            and (seen.cluster_id, seen.epoch) == (remote.cluster_id, remote.epoch)
+            and remote.seq < seen.seq
+        )
 
     def _wanted(self, remote: RemoteDot) -> dict[str, ObjectId]:
         """The remote refs to bring: branches after what they stem from, and tags."""
@@ -438,6 +450,7 @@ class _Fetching:
             elapsed_s=time.monotonic() - self.began_s,
             nothing_to_do=not change.commits and not any(d.moves for d in change.decisions),
             created=change.is_new,
+            rewound=self.rewound,
         )
 
 

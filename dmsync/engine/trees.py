@@ -320,10 +320,14 @@ def save_working(
     """Store the tree's uncommitted state as a snapshot commit on its branch's tip.
 
     Returns the snapshot, durable, or None when the tree equals the tip.
+
+    Raises:
+        WouldLose: something in the tree cannot be read.
     """
     tip = branch_tip(store, dot, place.branch)
     with store.objects(dot).writer() as writer:
         result = capture(store, dot, place, writer, progress)
+        _refuse_unreadable(result, reason)
         before = store.root(dot, tip)
         if result.root == before:
             return None
@@ -341,6 +345,18 @@ def save_working(
         writer.seal()
     result.stat_cache.save(place.stat_path)
     return commit_id
+
+
+def _refuse_unreadable(result: CaptureResult, reason: str) -> None:
+    """What cannot be read cannot be stored first, so it must not be written over."""
+    if result.unreadable_paths:
+        first = result.unreadable_paths[0].decode("utf-8", "backslashreplace")
+        raise WouldLose(
+            f"{len(result.unreadable_paths)} paths cannot be read and would be lost by the "
+            f"{reason}: {first}",
+            hint="make them readable or move them away, or give them up with --discard",
+            paths=len(result.unreadable_paths),
+        )
 
 
 @contextmanager

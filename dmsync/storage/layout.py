@@ -185,7 +185,7 @@ def _build_store(layout: Layout, first: Operation) -> Layout:
 
 def _remove_remnant(layout: Layout) -> None:
     """Clear what an interrupted create_store left; refuse anything it would not have made."""
-    made = {"events", "dots", "trash", "lock"}
+    made = {"events", "dots", "trash", "lock", "config.toml", "known_hosts", "crash.log"}
     present = os.listdir(layout.home)
     foreign = sorted(name for name in present if name not in made and not name.startswith("format"))
     holds_dots = os.path.isdir(layout.dots_dir) and os.listdir(layout.dots_dir)

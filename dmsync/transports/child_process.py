@@ -26,15 +26,15 @@ class ProcessStream(DescriptorStream):
         source_fd: int,
         target_fd: int,
         process: asyncio.subprocess.Process,
-        silent_end: SilentEnd,
+        meaning: SilentEnd,
     ) -> None:
         super().__init__(source_fd, target_fd)
         self._process = process
-        self._silent_end = silent_end
+        self._meaning = meaning
         self._stderr_task = asyncio.create_task(self._keep_stderr())
 
     @classmethod
-    async def start(cls, arguments: Sequence[str], silent_end: SilentEnd) -> "ProcessStream":
+    async def start(cls, arguments: Sequence[str], meaning: SilentEnd) -> "ProcessStream":
         """Run a command (no shell). Raises NetworkError when it cannot be run."""
         child_source, target_fd = _wide_pipe()
         source_fd, child_target = _wide_pipe()
@@ -52,19 +52,17 @@ class ProcessStream(DescriptorStream):
         finally:
             os.close(child_source)
             os.close(child_target)
-        return cls(source_fd, target_fd, process, silent_end)
+        return cls(source_fd, target_fd, process, meaning)
 
     async def _keep_stderr(self) -> None:
         assert self._process.stderr is not None
         while text := await self._process.stderr.read(_STDERR_READ_BYTES):
             self.tail.feed(text)
 
-    async def _at_end(self) -> bytes:
+    async def _silent_end(self) -> DmError | None:
         if self.bytes_received == 0 and await self._has_ended():
-            failure = self._silent_end(self.tail)
-            if failure is not None:
-                raise failure
-        return b""
+            return self._meaning(self.tail)
+        return None
 
     async def _has_ended(self) -> bool:
         try:

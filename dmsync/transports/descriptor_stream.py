@@ -9,7 +9,7 @@ import os
 import socket
 from typing import Final
 
-from dmsync.errors import NetworkError
+from dmsync.errors import DmError, NetworkError
 from dmsync.transports.streams import WRITE_BYTES, Tail
 
 READ_BYTES_MAX: Final = 256 * 1024
@@ -47,11 +47,13 @@ class DescriptorStream:
             except OSError as exc:
                 raise NetworkError(f"the pipe from the peer broke: {exc.strerror}") from exc
             self.bytes_received += len(data)
-            return data if data else await self._at_end()
+            if not data and (failure := await self._silent_end()) is not None:
+                raise failure
+            return data
 
-    async def _at_end(self) -> bytes:
-        """What the end of the stream means; see subclasses."""
-        return b""
+    async def _silent_end(self) -> DmError | None:
+        """Why the peer ended without a byte, where a subclass can know."""
+        return None
 
     async def write(self, data: bytes) -> None:
         """Pass `data` to the kernel; waits while the pipe is full. Raises NetworkError."""
@@ -65,7 +67,8 @@ class DescriptorStream:
                 await self._wait_writable()
                 continue
             except OSError as exc:
-                raise NetworkError(f"the peer closed the pipe: {exc.strerror}") from exc
+                gone = NetworkError(f"the peer closed the pipe: {exc.strerror}")
+                raise await self._silent_end() or gone from exc
             view = view[written:]
 
     async def write_eof(self) -> None:

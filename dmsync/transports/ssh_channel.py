@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from dmsync.errors import NetworkError
+from dmsync.errors import DmError, NetworkError
 from dmsync.transports.streams import CLOSE_TIMEOUT_S, WRITE_BYTES, Tail
 
 if TYPE_CHECKING:
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 BUFFERED_BYTES_MAX: Final = 4 * 1024 * 1024
 """Above it the channel is paused: then the peer can send one window (32 MiB) more."""
 _JOIN_BELOW_BYTES: Final = 32 * 1024
+
+
+def _gone() -> NetworkError:
+    return NetworkError("the peer closed the connection")
 
 
 class ChannelStream:
@@ -102,32 +106,35 @@ class ChannelStream:
         return b"".join(joined)
 
     async def _at_end(self) -> bytes:
-        """What the end of the stream means; ends of other kinds are told apart by subclasses."""
         if self._broken is not None:
             raise NetworkError(f"the connection broke: {self._broken}") from self._broken
+        failure = await self._silent_end()
+        if failure is not None:
+            raise failure
         return b""
+
+    async def _silent_end(self) -> DmError | None:
+        """Why the peer ended without a byte, where a subclass can know."""
+        return None
 
     async def write(self, data: bytes) -> None:
         """Queue `data`; waits while the peer's window is full. Raises NetworkError."""
         for start in range(0, len(data), WRITE_BYTES):
             part = data if len(data) <= WRITE_BYTES else data[start : start + WRITE_BYTES]
-            self._write_part(part)
+            try:
+                self._channel.write(part)
+            except OSError as exc:
+                raise await self._silent_end() or _gone() from (self._broken or exc)
             await self._writable.wait()
             if self._closed.is_set():
-                raise NetworkError("the peer closed the connection") from self._broken
-
-    def _write_part(self, part: bytes) -> None:
-        try:
-            self._channel.write(part)
-        except OSError as exc:
-            raise NetworkError("the peer closed the connection") from (self._broken or exc)
+                raise await self._silent_end() or _gone() from self._broken
 
     async def write_eof(self) -> None:
         """Say that nothing more is sent; reading goes on. Raises NetworkError."""
         try:
             self._channel.write_eof()
         except OSError as exc:
-            raise NetworkError("the peer closed the connection") from (self._broken or exc)
+            raise await self._silent_end() or _gone() from (self._broken or exc)
 
     async def aclose(self) -> None:
         """Send what is queued and close the channel; waits a few seconds for the peer to agree."""

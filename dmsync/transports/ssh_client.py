@@ -76,13 +76,10 @@ class ClientStream(ChannelStream, asyncssh.SSHClientSession[bytes]):
     def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
         self.tail.exit_signal = signal
 
-    async def _at_end(self) -> bytes:
-        data = await super()._at_end()
+    async def _silent_end(self) -> DmError | None:
         if self.bytes_received == 0 and await self._closes():
-            failure = failure_of_silent_end(self.tail, self._host, through_ssh=False)
-            if failure is not None:
-                raise failure
-        return data
+            return failure_of_silent_end(self.tail, self._host, through_ssh=False)
+        return None
 
     async def _closes(self) -> bool:
         """The exit status comes between the end of output and the close."""

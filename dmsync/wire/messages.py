@@ -90,6 +90,8 @@ _ID: Final = exactly(ID_BYTES)
 _DOT: Final = exactly(DOT_ID_BYTES)
 _TRANSFER: Final = exactly(16)
 _NAME: Final = Checked(is_plain_name, "a name")
+_NAMESPACE: Final = Checked(lambda text: text == "" or is_plain_name(text), "a namespace")
+"""Empty: the store's own, which is shown as nothing."""
 _BRANCH: Final = _NAME
 _REF: Final = Checked(is_ref_name, "a ref name")
 _COUNT: Final = Integer()
@@ -144,7 +146,7 @@ class RefOutcome:
 
 _REF_VALUE: Final = Tuple((_REF, _ID, Optional(_BRANCH)), RefValue, ("name", "id", "origin"))
 _DOT_VALUE: Final = Tuple(
-    (_DOT, _NAME, _NAME, Optional(_BRANCH), _COUNT),
+    (_DOT, _NAMESPACE, _NAME, Optional(_BRANCH), _COUNT),
     DotValue,
     ("dot", "namespace", "name", "head", "branches_count"),
 )
@@ -192,7 +194,7 @@ class Refs:
     TYPE: ClassVar[FrameType] = FrameType.REFS
     FIELDS: ClassVar[tuple[Field, ...]] = (
         Optional(_DOT),
-        Optional(_NAME),
+        Optional(_NAMESPACE),
         Optional(_NAME),
         Choice(Intent),
         Optional(Tuple((_COUNT, _COUNT))),
@@ -211,9 +213,9 @@ class RefsReply:
     TYPE: ClassVar[FrameType] = FrameType.REFS_REPLY
     FIELDS: ClassVar[tuple[Field, ...]] = (
         Optional(_DOT),
-        _NAME,
+        _NAMESPACE,
         Optional(_NAME),
-        _NAME,
+        _NAMESPACE,
         Text(limits.NAME_CHARS_MAX),
         Optional(_BRANCH),
         _COUNT,
@@ -243,7 +245,7 @@ class DotsReply:
     """A page of the dots the caller may read."""
 
     TYPE: ClassVar[FrameType] = FrameType.DOTS_REPLY
-    FIELDS: ClassVar[tuple[Field, ...]] = (_NAME, Array(_DOT_VALUE, limits.DOTS_PAGE_MAX))
+    FIELDS: ClassVar[tuple[Field, ...]] = (_NAMESPACE, Array(_DOT_VALUE, limits.DOTS_PAGE_MAX))
     default_namespace: str
     dots: tuple[DotValue, ...]
     last: bool = True
@@ -276,7 +278,7 @@ class Push:
         _TRANSFER,
         _TRANSFER,
         _DOT,
-        Optional(_NAME),
+        Optional(_NAMESPACE),
         _NAME,
         Flagged(),
         Flagged(),

@@ -40,7 +40,7 @@ def assert_refused(
 ) -> Result:
     """The command fails with `code` and an error object named `error`, and changes nothing."""
     before = state(cluster)
-    result = cluster.run(*command, "--json", check=False)
+    result = cluster.run("--json", *command, check=False)
     assert result.code == code, result.describe()
     names = (error,) if isinstance(error, str) else error
     assert result.error()["code"] in names, result.describe()
@@ -87,7 +87,7 @@ def test_unknown_things(apples: Cluster) -> None:
         ["clone", "nowhere", "apples"],
         ["remote", "rm", "nowhere"],
         ["cat", "HEAD:__default__/nope"],
-        ["transfer", "show", "nope"],
+        ["transfer", "show", "0123456789ab"],
     ):
         result = apples.run(*command, "--json", check=False)
         assert result.code == 10, result.describe()

@@ -20,7 +20,12 @@ class LiveTree:
     """`root` and `cache` are what the tree was last captured or restored as."""
 
     def __init__(
-        self, path: Path, store: ObjectStore, *, subdot: bytes | None = SUBDOT, as_root: bool = False
+        self,
+        path: Path,
+        store: ObjectStore,
+        *,
+        subdot: bytes | None = SUBDOT,
+        as_root: bool = False,
     ) -> None:
         path.mkdir(exist_ok=True)
         self.path = path

@@ -35,8 +35,7 @@ class Pipe:
         self.bytes_written += len(data)
         self._buffer += data
         self._event.set()
-        if self._line.is_cut:
-            self._line.wake()
+        if self._line.has_just_been_cut():
             raise NetworkError("the connection broke")
         while len(self._buffer) > self._window_bytes and not self._line.is_cut:
             await asyncio.sleep(0)
@@ -97,14 +96,16 @@ class Line:
         self._left -= size
         return room
 
+    def has_just_been_cut(self) -> bool:
+        if self.is_cut:
+            self.up.wake()
+            self.down.wake()
+        return self.is_cut
+
     def note(self, side: str) -> None:
         if side == "client" and self._last == "server":
             self.turns += 1
         self._last = side
-
-    def wake(self) -> None:
-        self.up.wake()
-        self.down.wake()
 
 
 class End:

@@ -232,7 +232,8 @@ class Pair:
         self.directory = directory
         self.local = FakeStore(os.path.join(directory, "local"))
         self.remote = FakeStore(os.path.join(directory, "remote"))
-        self.local.add_remote()
+        if self.local.catalog.remote("origin") is None:
+            self.local.add_remote()
         self.access = Everything()
         self.server_tree = TargetTree()
         self.local_tree = TargetTree()

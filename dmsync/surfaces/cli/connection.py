@@ -6,10 +6,10 @@ import re
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from dmsync.errors import HostKeyRejected, NetworkError
-from dmsync.surfaces.cli.interrupts import run_async
+from dmsync.surfaces.cli.interrupts import Result, run_async
 from dmsync.surfaces.cli.invocation import Invocation
 from dmsync.surfaces.cli.output import escape_name
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from dmsync.engine.sync_pull import FetchRequest, FetchSummary
     from dmsync.engine.sync_push import PushRequest, PushSummary
     from dmsync.transports.ssh_settings import SshSettings
+
+
+_DOING: Final = {"fetch": "fetching", "pull": "pulling", "clone": "cloning"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def fetch(
     from dmsync.engine import sync_pull
     from dmsync.engine.trees import TARGET_TREE
 
-    with invocation.progress(f"{request.command}ing") as progress:
+    with invocation.progress(_DOING.get(request.command, request.command)) as progress:
         return _conversation(
             invocation,
             store,
@@ -126,11 +129,11 @@ def _conversation(
     invocation: Invocation,
     store: "Store",
     there: Remote,
-    talk: Callable[["ByteStream"], Coroutine[Any, Any, Any]],
-) -> Any:
+    talk: Callable[["ByteStream"], Coroutine[Any, Any, Result]],
+) -> Result:
     """Connect, talk, and say what ssh or the other side said, should that fail."""
 
-    async def converse() -> Any:
+    async def converse() -> Result:
         from dmsync.transports.connecting import connect
 
         async with connect(there.url, ssh_settings(invocation, there.dm_command)) as stream:
@@ -245,3 +248,37 @@ def serve_stdio(invocation: Invocation) -> None:
             await serve(store, take_stdio(), full_access(user_name()), TARGET_TREE)
 
         run_async(session())
+
+
+def serve_listening(
+    invocation: Invocation,
+    host: str,
+    port: int,
+    host_key: str,
+    authorized_keys: str,
+    on_ready: Callable[[str, int], None],
+) -> None:
+    """Be an SSH server until SIGTERM or Ctrl-C; both end it in good order."""
+    import asyncio
+
+    from dmsync.engine.access import Access
+    from dmsync.engine.sync_server import serve as serve_session
+    from dmsync.engine.trees import TARGET_TREE
+    from dmsync.surfaces.settings import user_name
+    from dmsync.transports.ssh_server import ServerSettings, serve
+
+    with invocation.open_store(create=True) as store:
+        settings = ServerSettings(
+            host=host,
+            port=port,
+            host_key_file=host_key,
+            authorized_keys_file=authorized_keys,
+            owner=user_name(),
+            store_home=store.home,
+        )
+
+        async def handle(stream: "ByteStream", access: Access) -> None:
+            await serve_session(store, stream, access, TARGET_TREE)
+
+        # The server itself stops on signals; it must not be cancelled by them as well.
+        asyncio.run(serve(settings, handle, on_ready))

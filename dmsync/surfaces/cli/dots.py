@@ -123,7 +123,7 @@ def _row(dot: "DotSummary") -> tuple[str, ...]:
         output.escape_name(containers_text(dot.containers)),
         output.human_size(dot.size_bytes),
         str(dot.commits),
-        "?" if dot.dirty_bytes is None else output.human_size(dot.dirty_bytes),
+        output.human_size(dot.dirty_bytes or 0),
     )
 
 
@@ -135,7 +135,7 @@ def _scripting_fields(dot: "DotSummary") -> tuple[str, ...]:
         output.escape_name(containers_text(dot.containers)),
         str(dot.size_bytes),
         str(dot.commits),
-        "" if dot.dirty_bytes is None else str(dot.dirty_bytes),
+        str(dot.dirty_bytes or 0),
     )
 
 

@@ -419,7 +419,8 @@ def _become_current(store: "Store", dot: "DotId") -> None:
 
 def _fetch_fields(summary: "FetchSummary") -> dict[str, object]:
     """JSON of a fetch, pull or clone."""
-    fields = _plain_fields(summary, ("refs", "tracking", "remote_tips", "new_commits"))
+    fields = _plain_fields(summary, ("dot", "refs", "tracking", "remote_tips", "new_commits"))
+    fields["dot_id"] = summary.dot.hex()
     fields["refs"] = [
         {
             "ref": ref.ref,

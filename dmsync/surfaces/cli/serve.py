@@ -31,20 +31,20 @@ def serve_command(
     Keys may carry dm-role="read|append|write|admin" and dm-dots="pattern,..." options. --stdio is
     what a stock sshd runs, as a command or forced command.
     """
-    from dmsync.surfaces.cli import connection
+    from dmsync.surfaces.cli.connection import serve_listening, serve_stdio
 
     if invocation.dry_run:
         raise UsageError("dm serve has no dry run")
     if stdio == (listen is not None):
         raise UsageError("one of --listen HOST:PORT and --stdio")
     if stdio:
-        connection.serve_stdio(invocation)
+        serve_stdio(invocation)
         return
     if host_key is None or authorized_keys is None:
         raise UsageError("--listen needs --host-key FILE and --authorized-keys FILE")
     assert listen is not None
     host, port = split_address(listen)
-    connection.serve_listening(invocation, host, port, host_key, authorized_keys, _say_ready)
+    serve_listening(invocation, host, port, host_key, authorized_keys, _say_ready)
 
 
 def _say_ready(host: str, port: int) -> None:

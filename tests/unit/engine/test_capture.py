@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,7 @@ def test_empty_tree_is_an_empty_subdot(tree: LiveTree) -> None:
         (40 * CHUNK + 5, Layout.CDC),
     ],
 )
-def test_content_is_recorded_whatever_the_layout(
-    tree: LiveTree, size: int, layout: Layout
-) -> None:
+def test_content_is_recorded_whatever_the_layout(tree: LiveTree, size: int, layout: Layout) -> None:
     data = os.urandom(size)
     (tree.path / "f").write_bytes(data)
     tree.capture()
@@ -163,7 +162,7 @@ def test_fifo_is_never_opened_and_sockets_are_noticed(tree: LiveTree) -> None:
     assert tree.changes() == []
 
 
-# --- hard links ------------------------------------------------------------------------------------
+# --- hard links
 
 
 def test_hardlink_group_is_named_by_its_first_path(tree: LiveTree) -> None:
@@ -197,7 +196,7 @@ def test_link_to_outside_the_tree_is_no_group(tree: LiveTree, tmp_path: Path) ->
     assert entry_of(tree, b"f").hardlink == b""
 
 
-# --- holes -----------------------------------------------------------------------------------------
+# --- holes
 
 
 def test_file_of_one_hole_costs_nothing(tree: LiveTree) -> None:
@@ -221,7 +220,7 @@ def test_holes_are_not_read_and_zero_runs_are_maximal(tree: LiveTree, size: int)
     assert result.statistics.bytes_hashed < 4 << 20
     spans = list(file_spans(tree.store, entry_of(tree, b"f")))
     zero = [span.chunk == ZERO_RUN for span in spans]
-    assert not any(first and second for first, second in zip(zero, zero[1:], strict=False))
+    assert not any(first and second for first, second in pairwise(zero))
     assert content_of(tree, b"f") == (tree.path / "f").read_bytes()
 
 
@@ -236,12 +235,12 @@ def test_content_id_does_not_depend_on_holes(tree: LiveTree) -> None:
             file.write(b"tail")
             file.truncate(size)
     tree.capture()
-    for name in (b"fixed", b"cdc"):
-        dense, holes = entry_of(tree, name + b"-dense"), entry_of(tree, name + b"-holes")
+    for kind in (b"fixed", b"cdc"):
+        dense, holes = entry_of(tree, kind + b"-dense"), entry_of(tree, kind + b"-holes")
         assert dense.content == holes.content and holes.sparse and not dense.sparse
 
 
-# --- finding change ----------------------------------------------------------------------------------
+# --- finding change
 
 
 def test_change_within_the_tick_of_the_capture_is_found(tree: LiveTree) -> None:
@@ -292,9 +291,7 @@ def test_renamed_file_stores_no_new_chunk(tree: LiveTree) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "foreign"])
-def test_bad_stat_cache_means_hashing_again(
-    tree: LiveTree, tmp_path: Path, damage: str
-) -> None:
+def test_bad_stat_cache_means_hashing_again(tree: LiveTree, tmp_path: Path, damage: str) -> None:
     (tree.path / "f").write_bytes(b"x" * 100)
     tree.age()
     result = tree.capture()
@@ -328,16 +325,14 @@ def test_file_that_keeps_changing_is_recorded_and_told(
 ) -> None:
     file = tree.path / "f"
     file.write_bytes(b"0" * 100)
-    from dmsync.engine import capture
-
-    read_xattrs = capture.read_xattrs
+    from dmsync.engine.safe_files import read_xattrs
 
     def append_meanwhile(target: int | bytes, **options: bool) -> object:
         with open(file, "ab") as opened:
             opened.write(b"more")
         return read_xattrs(target, **options)
 
-    monkeypatch.setattr(capture, "read_xattrs", append_meanwhile)
+    monkeypatch.setattr("dmsync.engine.capture.read_xattrs", append_meanwhile)
     result = tree.capture()
     assert result.unstable_paths == [SUBDOT + b"/f"]
     monkeypatch.undo()
@@ -346,7 +341,7 @@ def test_file_that_keeps_changing_is_recorded_and_told(
     assert content_of(tree, b"f") == file.read_bytes()
 
 
-# --- status ----------------------------------------------------------------------------------------
+# --- status
 
 
 def test_status_lists_what_changed_and_writes_nothing(tree: LiveTree) -> None:
@@ -388,7 +383,7 @@ def test_same_content_written_again_is_a_metadata_change(tree: LiveTree) -> None
     assert (change.kind, change.metadata_only) == ("*", True)
 
 
-# --- refusals --------------------------------------------------------------------------------------
+# --- refusals
 
 
 def test_missing_tree_is_refused(tree: LiveTree) -> None:
@@ -414,7 +409,7 @@ def test_tree_too_deep_is_refused_without_recursion(tree: LiveTree) -> None:
 
 @needs_root
 def test_plain_user_keeps_what_he_cannot_read(tmp_path: Path) -> None:
-    os.chmod(tmp_path, 0o777)  # noqa: S103
+    os.chmod(tmp_path, 0o777)
     for parent in tmp_path.parents:
         if parent.stat().st_mode & 0o005 != 0o005:
             os.chmod(parent, parent.stat().st_mode | 0o055)
@@ -435,16 +430,14 @@ def test_plain_user_keeps_what_he_cannot_read(tmp_path: Path) -> None:
         result = tree.capture()
         names = [SUBDOT + b"/" + name for name in (b"locked", b"new", b"secret")]
         assert result.unreadable_paths == names
-        assert entry_of(tree, b"secret") == find_path(
-            tree.store, before, SUBDOT + b"/secret"
-        )
+        assert entry_of(tree, b"secret") == find_path(tree.store, before, SUBDOT + b"/secret")
         assert find_path(tree.store, tree.root, SUBDOT + b"/locked/f") is not None
         assert find_path(tree.store, tree.root, SUBDOT + b"/new") is None
 
     as_nobody(work)
 
 
-# --- dot roots -------------------------------------------------------------------------------------
+# --- dot roots
 
 
 def test_managed_tree_has_subdots_and_no_metadata_of_its_own(
@@ -473,7 +466,7 @@ def test_tree_as_root_records_its_own_metadata(tmp_path: Path, store: ObjectStor
     assert tree.changes() == [("*", b"")]
 
 
-# --- parts -----------------------------------------------------------------------------------------
+# --- parts
 
 
 def test_regions_cover_the_file_and_align_holes_inwards() -> None:

@@ -102,7 +102,7 @@ def test_signal_during_the_undoing_waits_for_it(tmp_path: Path) -> None:
     assert log.exists()
 
 
-# --- hold ------------------------------------------------------------------------------------------
+# --- hold
 
 HOLD = "touch '{0}'; echo preparing; echo ready; cat > /dev/null; rm '{0}'"
 

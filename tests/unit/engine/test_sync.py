@@ -1,6 +1,7 @@
 """Push, fetch, pull and clone between two real stores over memory."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,9 +177,9 @@ def test_push_of_every_branch_and_tags(pair: Pair) -> None:
     assert pair.remote.ref(dot, "tag/v1.0") == first
 
 
-def test_thousand_commits_arrive_in_order(pair: Pair) -> None:
+def test_many_commits_arrive_in_order(pair: Pair) -> None:
     dot = pair.local.create_dot()
-    for number in range(150):
+    for number in range(60):
         pair.local.commit(dot, {"a": str(number).encode()}, message=str(number))
     pair.push(dot)
     assert pair.remote.log(dot) == pair.local.log(dot)
@@ -278,7 +279,7 @@ def test_stash_names_do_not_clash(pair: Pair) -> None:
 
 
 def test_lease_moves_only_from_the_expected_value(pair: Pair) -> None:
-    dot, base, ours, theirs = diverged(pair)
+    dot, _, ours, theirs = diverged(pair)
     with pytest.raises(RefConflict):
         pair.push(dot, mode="lease")  # the tracking ref still says base
     assert pair.remote.tip(dot) == theirs
@@ -363,9 +364,9 @@ def test_absent_and_forbidden_dots_look_alike(pair: Pair) -> None:
     assert forbidden.error.message.replace("apples", "X") == absent.error.message.replace(
         "nothing", "X"
     )
-    assert forbidden.line.down.bytes_written - absent.line.down.bytes_written == len("apples") - len(
-        "nothing"
-    )
+    assert forbidden.line.down.bytes_written - absent.line.down.bytes_written == len(
+        "apples"
+    ) - len("nothing")
 
 
 def test_push_into_a_foreign_namespace_is_denied_and_creates_nothing(pair: Pair) -> None:
@@ -474,6 +475,18 @@ def test_usual_pull_takes_two_round_trips_and_nothing_new_one(pair: Pair) -> Non
     again = pair.pull(dot)
     assert again.round_trips == 1 and again.nothing_to_do
     assert seqs(pair) == before
+
+
+def test_a_remote_restored_from_an_old_copy_is_noticed(pair: Pair, tmp_path: Path) -> None:
+    dot = pushed(pair)
+    pair.remote.close()
+    shutil.copytree(tmp_path / "remote", tmp_path / "old")
+    pair.remote = FakeStore(str(tmp_path / "remote"))
+    pair.remote.commit(dot, {"a": b"2"})
+    assert not pair.pull(dot).rewound
+    pair.remote.close()
+    pair.remote = FakeStore(str(tmp_path / "old"))
+    assert pair.pull(dot).rewound
 
 
 def test_fetch_moves_tracking_refs_only(pair: Pair) -> None:

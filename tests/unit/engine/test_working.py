@@ -1,6 +1,8 @@
 """Commit, status, checkout, reset on real directories: what is kept, refused and brought back."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -274,3 +276,35 @@ def test_busy_dot_is_reported(shop: Workshop, dot: DotRow) -> None:
 
     with shop.store.dot_locked(dot.dot), pytest.raises(Busy):
         shop.commit(dot, "waits in vain")
+
+
+def test_what_cannot_be_read_is_not_written_over(tmp_path: Path) -> None:
+    """Root reads everything, so this runs as somebody else."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+from pathlib import Path
+from dmsync.errors import WouldLose
+from tests.support.working_store import Workshop
+base = Path({str(tmp_path)!r})
+shop = Workshop(base / "home")
+data = base / "data"
+dot = shop.attach("shop", data)
+(data / "a").write_text("one")
+shop.commit(dot, "first")
+(data / "locked").write_text("secret")
+os.chmod(data / "locked", 0)
+try:
+    shop.reset(dot, "HEAD", hard=True)
+except WouldLose:
+    print("refused", (data / "locked").exists())
+"""
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    user = 65534 if os.geteuid() == 0 else None
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", script], user=user, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "refused True\n", done.stderr
