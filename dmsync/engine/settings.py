@@ -1,4 +1,4 @@
-"""What the engine needs to know from its caller: built by a surface, passed down, never read here."""
+"""What the engine needs to know from its caller: built by a surface and passed down."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -208,7 +208,7 @@ def divergence_error(
     return Diverged(
         f"{name} has diverged: since {base.hex()[:12]} the source ({source.hex()[:12]}) has "
         f"{_commits(ahead)} and the target ({target.hex()[:12]}) {_commits(behind)}",
-        hint="pull --merge joins both, --stash-on-divergence keeps the target's line under "
+        hint="--stash-on-divergence keeps the target's line under "
         "another name, --force-with-lease drops it",
         **facts,
     )

@@ -1,1 +1,1 @@
-"""Packs, index, event log and its projections, locks: synchronous, no network. protocol/STORAGE.md."""
+"""Packs, index, event log and its projections, locks: synchronous, no network."""

@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Final
 
 from dmsync.engine.access import ROLES, Role, parse_dot_pattern
@@ -33,6 +34,7 @@ _FLAGS: Final = frozenset(
     }
 )
 _OPTION: Final = re.compile(r'([A-Za-z0-9-]+)(?:="((?:[^"\\]|\\")*)")?', re.ASCII)
+_ADDRESS_PATTERN: Final = re.compile(r"[0-9a-fA-F:.*?]+", re.ASCII)
 _USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 """A user's name is a namespace."""
 
@@ -65,7 +67,7 @@ class BadKeyLine(ValueError):
 
 
 def _is_from(patterns: str, address: str) -> bool:
-    """Names are not looked up: only address patterns and networks match. Raises ValueError."""
+    """Whether the address is in a list of address patterns and networks."""
     from asyncssh.misc import ip_address
     from asyncssh.pattern import HostPatternList
 
@@ -121,6 +123,8 @@ def _split_options(line: str) -> tuple[list[tuple[str, str | None]], str]:
         if line[position : position + 1] != ",":
             break
         position += 1
+    else:
+        return options, ""  # nothing that is an option where one has to be
     rest = line[position:]
     return options, rest.lstrip() if rest[:1].isspace() else ""
 
@@ -169,10 +173,13 @@ def _user(value: str | None) -> str | None:
 
 
 def _from(value: str | None) -> str | None:
-    if value is not None:
-        if not value.strip():
-            raise ValueError("from is empty")
-        _is_from(value, "127.0.0.1")
+    """Names are refused: they are not looked up, so that `!name` would keep nobody out."""
+    for pattern in () if value is None else value.split(","):
+        address = pattern.removeprefix("!")
+        if "/" in address:
+            ip_network(address)
+        elif not _ADDRESS_PATTERN.fullmatch(address):
+            raise ValueError(f"from is no list of addresses: {value!r}")
     return value
 
 

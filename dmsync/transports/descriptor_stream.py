@@ -7,6 +7,7 @@ the peer's end, and a stock sshd gives one socket for both directions.
 import asyncio
 import os
 import socket
+import stat
 from typing import Final
 
 from dmsync.errors import DmError, NetworkError
@@ -76,11 +77,13 @@ class DescriptorStream:
         if self._eof_sent or self._closed:
             return
         self._eof_sent = True
-        try:
+        if stat.S_ISSOCK(os.fstat(self._target_fd).st_mode):
+            # the other descriptor may keep the socket open
             with socket.socket(fileno=os.dup(self._target_fd)) as end:
-                end.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # a pipe: closing it is its end
+                try:
+                    end.shutdown(socket.SHUT_WR)
+                except OSError:
+                    pass  # the peer is gone
         self._close_target()
 
     async def aclose(self) -> None:

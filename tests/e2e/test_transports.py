@@ -8,14 +8,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
 
-from dmsync.core.names import parse_remote_url
+from dmsync.core.names import RemoteUrl, parse_remote_url
 from dmsync.engine.access import Access
 from dmsync.errors import AccessDenied, ConfigError, HostKeyRejected, NetworkError, NotADmServer
 from dmsync.transports.admission import ServerLimits
@@ -30,7 +31,7 @@ from tests.support.sshd import PRIVILEGE_SEPARATION_DIRECTORY, SSHD, free_port, 
 from tests.support.stream_peer import PROGRAM, serve_peer
 
 BULK_BYTES = 256 << 20
-DEADLINE_S = 60.0
+DEADLINE_S = 30.0
 
 
 class Place:
@@ -46,7 +47,7 @@ class Place:
         self.accepted = directory / "home" / "known_hosts"
         self.limits = ServerLimits(per_source_max=100)
 
-    def server_settings(self, **changes) -> ServerSettings:
+    def server_settings(self, **changes: Any) -> ServerSettings:
         settings = ServerSettings(
             host="127.0.0.1",
             port=0,
@@ -57,7 +58,7 @@ class Place:
         )
         return replace(settings, **changes)
 
-    def client_settings(self, **changes) -> SshSettings:
+    def client_settings(self, **changes: Any) -> SshSettings:
         settings = SshSettings(
             accepted_hosts_file=str(self.accepted),
             known_hosts_files=(str(self.known_hosts),),
@@ -77,7 +78,7 @@ def place(tmp_path: Path) -> Place:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: ServerSettings, handler=serve_peer) -> AsyncIterator[int]:
+async def serving(settings: ServerSettings, handler: Any = serve_peer) -> AsyncIterator[int]:
     """Our server in this process; gives its port."""
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
     task = asyncio.create_task(
@@ -91,11 +92,11 @@ async def serving(settings: ServerSettings, handler=serve_peer) -> AsyncIterator
         await task
 
 
-def url(port: int, user: str = "owner", path: str = ""):
+def url(port: int, user: str = "owner", path: str = "") -> RemoteUrl:
     return parse_remote_url(f"ssh://{user}@127.0.0.1:{port}{path}")
 
 
-async def ask(stream, request: bytes) -> bytes:
+async def ask(stream: Any, request: bytes) -> bytes:
     """Everything that comes back."""
     await stream.write(request)
     await stream.write_eof()
@@ -105,15 +106,15 @@ async def ask(stream, request: bytes) -> bytes:
     return answer
 
 
-async def ask_server(port: int, request: bytes, settings: SshSettings, **where) -> bytes:
+async def ask_server(port: int, request: bytes, settings: SshSettings, **where: str) -> bytes:
     async with connect(url(port, **where), settings) as stream:
         return await ask(stream, request)
 
 
-def run(work):
+def run(work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine with a deadline."""
 
-    async def limited():
+    async def limited() -> Any:
         async with asyncio.timeout(DEADLINE_S):
             return await work
 
@@ -205,7 +206,7 @@ def test_certificate_of_a_trusted_authority_is_accepted(place: Place) -> None:
     public = authority.export_public_key().decode()
     place.authorized_keys.write_text(f'cert-authority,dm-role="append" {public}')
 
-    async def attempt(port: int, signer, principals) -> bytes:
+    async def attempt(port: int, signer: Any, principals: list[str]) -> bytes:
         certificate = signer.generate_user_certificate(user_key, "id", principals=principals)
         async with asyncssh.connect(
             "127.0.0.1",
@@ -268,7 +269,7 @@ def test_sessions_finish_after_stop_and_stragglers_are_cut(place: Place) -> None
     place.limits = replace(place.limits, shutdown_grace_s=0.3)
     ended = []
 
-    async def handler(stream, access: Access) -> None:
+    async def handler(stream: Any, access: Access) -> None:
         try:
             while data := await stream.read(100):
                 await stream.write(data)
@@ -304,7 +305,7 @@ def test_sessions_finish_after_stop_and_stragglers_are_cut(place: Place) -> None
 
 
 def test_a_broken_session_does_not_end_the_server(place: Place) -> None:
-    async def handler(stream, access: Access) -> None:
+    async def handler(stream: Any, access: Access) -> None:
         if (await stream.read(1)) == b"x":
             raise RuntimeError("a bug")
         await stream.write(b"fine")
@@ -360,7 +361,7 @@ def test_too_many_sessions_on_one_connection_are_refused(place: Place) -> None:
     run(work())
 
 
-def raw_client(place: Place, port: int, **options):
+def raw_client(place: Place, port: int, **options: Any) -> Any:
     """asyncssh as somebody else would use it."""
     return asyncssh.connect(
         "127.0.0.1",
@@ -418,7 +419,7 @@ def test_only_a_dm_session_can_be_asked_for(place: Place) -> None:
         {"username": ""},
     ],
 )
-def test_nothing_but_a_known_key_logs_in(place: Place, options) -> None:
+def test_nothing_but_a_known_key_logs_in(place: Place, options: dict[str, Any]) -> None:
     async def work() -> None:
         async with serving(place.server_settings()) as port:
             with pytest.raises((asyncssh.PermissionDenied, asyncssh.DisconnectError)):
@@ -609,7 +610,7 @@ def test_host_certificates_need_their_authority(place: Place) -> None:
         def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
             return True
 
-    async def echo(process) -> None:
+    async def echo(process: Any) -> None:
         process.stdout.write(b"hi")
         process.exit(0)
 
@@ -666,7 +667,7 @@ def test_a_server_that_never_answers_is_given_up(place: Place) -> None:
 
 
 def test_something_else_than_ssh_is_told_apart(place: Place) -> None:
-    async def answer(reader, writer) -> None:
+    async def answer(reader: Any, writer: Any) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 2000)
         writer.close()
 
@@ -937,7 +938,8 @@ asyncio.run(serve(settings, serve_peer, lambda h, p: print("port", p, flush=True
 def test_bulk_rates_are_printed(sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:
     place = sshd.place
     root = Path(__file__).resolve().parents[2]
-    arguments = [sys.executable, "-c", _SERVER, place.host_key.private, place.authorized_keys]
+    keys = (str(place.host_key.private), str(place.authorized_keys))
+    arguments = [sys.executable, "-c", _SERVER, *keys]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     own = Daemon(arguments, log=place.directory / "own.log", environment=environment)
     rates = {}

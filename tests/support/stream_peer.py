@@ -7,13 +7,14 @@ Run as a program it serves its own stdin and stdout, as `dm serve --stdio` does.
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 PART = bytes(range(256)) * 1024
 
 
-async def serve_peer(stream, access=None) -> None:
+async def serve_peer(stream: Any, access: Any = None) -> None:
     """Serve one stream to its end."""
     received = b""
     while b"\n" not in received:
@@ -26,43 +27,43 @@ async def serve_peer(stream, access=None) -> None:
     await _WORDS[word](stream, rest, argument, access)
 
 
-async def _echo(stream, rest: bytes, argument: str, access) -> None:
+async def _echo(stream: Any, rest: bytes, argument: str, access: Any) -> None:
     while rest:
         await stream.write(rest)
         rest = await stream.read(1 << 18)
     await stream.write_eof()
 
 
-async def _take(stream, rest: bytes, argument: str, access) -> None:
+async def _take(stream: Any, rest: bytes, argument: str, access: Any) -> None:
     taken = len(rest)
     while data := await stream.read(1 << 18):
         taken += len(data)
     await stream.write(b"%d\n" % taken)
 
 
-async def _give(stream, rest: bytes, argument: str, access) -> None:
+async def _give(stream: Any, rest: bytes, argument: str, access: Any) -> None:
     left = int(argument)
     while left:
         await stream.write(PART[:left])
         left -= min(left, len(PART))
 
 
-async def _banner(stream, rest: bytes, argument: str, access) -> None:
+async def _banner(stream: Any, rest: bytes, argument: str, access: Any) -> None:
     print("Welcome to \x1b[31mEXAMPLE\x1b[0m", file=sys.stderr, flush=True)
     await stream.write(b"220 example ESMTP\r\n")
 
 
-async def _print(stream, rest: bytes, argument: str, access) -> None:
+async def _print(stream: Any, rest: bytes, argument: str, access: Any) -> None:
     print("a stray line", flush=True)
     await stream.write(b"done")
 
 
-async def _who(stream, rest: bytes, argument: str, access) -> None:
+async def _who(stream: Any, rest: bytes, argument: str, access: Any) -> None:
     verbs = [verb for verb in ("read", "append", "write", "admin") if access.may("x", "y", verb)]
     await stream.write(f"{access.user} {access.default_namespace!r} {verbs}".encode())
 
 
-_WORDS: dict[str, Callable] = {
+_WORDS: dict[str, Callable[[Any, bytes, str, Any], Awaitable[None]]] = {
     "echo": _echo,
     "take": _take,
     "give": _give,
