@@ -156,7 +156,7 @@ def _announced(invocation: Invocation, title: str, work: Callable[[], Any]) -> A
         invocation.result(title)
     done = work()
     if not invocation.as_json:
-        invocation.result("Done!")
+        invocation.result("Already up to date." if done.nothing_to_do else "Done!")
     return done
 
 
