@@ -86,7 +86,9 @@ async def serving(settings: ServerSettings, handler: Any = serve_peer) -> AsyncI
     )
     await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
     try:
-        yield await ready if ready.done() else await task
+        if not ready.done():
+            await task  # it failed to start: raise why
+        yield ready.result()
     finally:
         stop.set()
         await task
@@ -218,6 +220,7 @@ def test_certificate_of_a_trusted_authority_is_accepted(place: Place) -> None:
             config=None,
         ) as connection:
             done = await connection.run("dm serve --stdio", input=b"who\n", encoding=None)
+            assert isinstance(done.stdout, bytes)
             return done.stdout
 
     async def work() -> None:

@@ -9,8 +9,9 @@ from dmsync.engine.access import (
     full_access,
     parse_dot_pattern,
 )
+from dmsync.engine.ports import Verb
 
-VERBS = ("read", "append", "write", "admin")
+VERBS: tuple[Verb, ...] = ("read", "append", "write", "admin")
 
 
 def allowed(access: Access, namespace: str, name: str) -> list[str]:
