@@ -9,7 +9,11 @@ from dmsync.core.events import (
     DotCreated,
     DotDeleted,
     DotRenamed,
+    DotRestored,
+    HeadSwitched,
+    RefChanged,
     TreeAttached,
+    TreeDetached,
     UpstreamSet,
 )
 from dmsync.core.ids import DOT_ID_BYTES, DotId
@@ -289,3 +293,37 @@ def finish_deletions(store: Store) -> None:
             store.forget_objects(row.dot)
             os.rename(source, target)
             fsync_directory(store.layout.trash_dir)
+
+
+def revive_dot(store: Store, dot: DotId, namespace: str, name: str) -> None:
+    """Let a deleted dot come again (by push or clone) as a bare one without refs.
+
+    Its commits are known again, so that only what is new must be sent; its old refs stay in the
+    reflog, its old trees in the trash. Raises AlreadyExists when the name is taken.
+    """
+    row = store.catalog.dot(dot)
+    assert row is not None and row.trash is not None, "only a deleted dot is revived"
+    finish_deletions(store)
+    store.forget_objects(dot)
+    store.layout.make_dot_dirs(dot)
+    _take_back_packs(store, dot, row.trash)
+    with store.transaction("revive") as tx:
+        if store.catalog.dot_by_name(namespace, name) is not None:
+            raise AlreadyExists(f"{display_name(store, namespace, name)} exists already")
+        tx.append(DotRestored(dot, namespace, name))
+        for ref in store.catalog.refs(dot):
+            tx.append(RefChanged(dot, ref.name, ref.target, None, "delete", "the dot was deleted"))
+        if store.catalog.tree(dot) is not None:
+            tx.append(TreeDetached(dot))
+        tx.append(HeadSwitched(dot, MASTER))
+
+
+def _take_back_packs(store: Store, dot: DotId, trash: str) -> None:
+    """Move sealed packs out of the trash; may be repeated after a kill."""
+    source = os.path.join(store.layout.trashed_dot_dir(trash), "packs")
+    if not os.path.isdir(source):
+        return
+    target = store.layout.packs_dir(dot)
+    for name in os.listdir(source):
+        os.rename(os.path.join(source, name), os.path.join(target, name))
+    fsync_directory(target)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from dmsync.core.events import Event
 from dmsync.core.ids import DotId, ObjectId
+from dmsync.errors import DotIdClash
 from dmsync.storage.catalog import Catalog
 from dmsync.storage.object_store import ObjectStore
 
@@ -73,6 +74,12 @@ def _unlocked(store: Any, dot: DotId) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def _stays_deleted(store: Any, dot: DotId, namespace: str, name: str) -> None:
+    raise DotIdClash(
+        "Cannot reconcile: this dot was deleted here and is still in the trash", dot=dot.hex()
+    )
+
+
 @dataclass(frozen=True)
 class TargetTree:
     """What happens to working trees when refs move. The defaults are for bare dots.
@@ -82,7 +89,8 @@ class TargetTree:
     named by no ref, and returns it (None: clean). `switch_events(store, dot, branch, commit)` are
     recorded in the transaction that moves the ref, `finish_switches(store, dot)` then does what
     they announce: a kill between the two leaves a tree that is known to be behind. All are called
-    inside `locked(store, dot)`, except the first early check.
+    inside `locked(store, dot)`, except the first early check. `revive(store, dot, namespace,
+    name)` makes a deleted dot a bare one again before it is received anew.
     """
 
     refuse_if_dirty: Callable[[Any, DotId, str], None] = field(default=_never_dirty)
@@ -92,6 +100,7 @@ class TargetTree:
     )
     finish_switches: Callable[[Any, DotId], None] = field(default=_nothing_to_finish)
     locked: Callable[[Any, DotId], AbstractContextManager[Any]] = field(default=_unlocked)
+    revive: Callable[[Any, DotId, str, str], None] = field(default=_stays_deleted)
 
 
 class SyncProgress(Protocol):

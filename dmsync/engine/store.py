@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from dmsync.core.events import UNIQUE_ID_BYTES
-from dmsync.core.ids import DotId, ObjectId
+from dmsync.core.ids import DotId, Kind, ObjectId
 from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, commit_from_bytes
 from dmsync.engine.settings import EngineSettings
-from dmsync.errors import RevisionNotFound
+from dmsync.errors import ObjectMissing, RevisionNotFound
 from dmsync.storage.catalog import Catalog, Transaction
 from dmsync.storage.layout import Layout, create_store, open_store
 from dmsync.storage.locks import FileLock
@@ -34,7 +34,7 @@ class Store:
         self._objects: dict[DotId, ObjectStore] = {}
         self._lock.acquire()
         try:
-            self.catalog = Catalog.open(layout, self._read_commit, lock_wait_s=settings.lock_wait_s)
+            self.catalog = Catalog.open(layout, self.read_commit, lock_wait_s=settings.lock_wait_s)
         except BaseException:
             self._lock.release()
             raise
@@ -68,8 +68,23 @@ class Store:
             self._objects[dot] = ObjectStore(self.layout.dot_dir(dot))
         return self._objects[dot]
 
-    def _read_commit(self, dot: DotId, commit: ObjectId) -> bytes:
-        return self.objects(dot).read_commit(commit)
+    def read_commit(self, dot: DotId, commit: ObjectId) -> bytes:
+        """A commit for the replay of the log, which also tells of dots that lie in the trash."""
+        if dot in self._objects or os.path.isdir(self.layout.dot_dir(dot)):
+            try:
+                return self.objects(dot).read_commit(commit)
+            except ObjectMissing:
+                pass  # deleted, and the directory made again since
+        return self._read_trashed_commit(dot, commit)
+
+    def _read_trashed_commit(self, dot: DotId, commit: ObjectId) -> bytes:
+        prefix = f"{dot.hex()}-"
+        for name in os.listdir(self.layout.trash_dir):
+            if name.startswith(prefix):
+                with ObjectStore(self.layout.trashed_dot_dir(name)) as objects:
+                    if objects.has(Kind.COMMIT, commit):
+                        return objects.read_commit(commit)
+        raise ObjectMissing(f"commit {commit.hex()[:12]} is not in this dot", id=commit.hex())
 
     def commit(self, dot: DotId, commit: ObjectId) -> Commit:
         """A commit that the graph knows. Raises RevisionNotFound."""

@@ -296,18 +296,17 @@ class _Fetching:
         assert remote.dot is not None
         request, catalog = self.request, self.store.catalog
         here = catalog.dot(remote.dot)
-        if here is not None and here.trash is not None:
-            raise DotIdClash(
-                "Cannot reconcile: this dot was deleted here and is still in the trash",
-                hint="dm undo brings it back; dm gc clears the trash once the grace is over",
-                dot=here.dot.hex(),
-            )
+        is_deleted = here is not None and here.trash is not None
         if request.dot is not None or request.local_name is None:
-            if here is None:
+            if here is None or is_deleted:
                 raise DotNotFound("no such dot here", hint="dm clone makes one")
             return remote.dot
-        namespace = request.local_namespace or remote.namespace
-        if here is not None and (here.namespace, here.name) != (namespace, request.local_name):
+        namespace = remote.namespace if request.local_namespace is None else request.local_namespace
+        is_named_otherwise = here is not None and (here.namespace, here.name) != (
+            namespace,
+            request.local_name,
+        )
+        if here is not None and is_named_otherwise and not is_deleted:
             raise DotIdClash(
                 f"Cannot reconcile: this dot is here already, as {here.namespace}/{here.name}",
                 hint=f"dm pull {request.remote} {here.name}",
@@ -319,6 +318,8 @@ class _Fetching:
                 f"Cannot reconcile: {namespace}/{request.local_name} is another dot here",
                 hint="dm clone --local-name chooses another name",
             )
+        if is_deleted and not request.dry_run:
+            self.hooks.revive(self.store, remote.dot, namespace, request.local_name)
         return remote.dot
 
     def _is_rewound(self, dot: DotId, remote: RemoteDot) -> bool:
@@ -538,7 +539,8 @@ class _Conclusion:
         request = self.request
         events: list[Event] = []
         if self.is_new:
-            namespace = request.local_namespace or self.remote.namespace
+            given = request.local_namespace
+            namespace = self.remote.namespace if given is None else given
             name = request.local_name or self.remote.name or ""
             events.append(DotCreated(self.dot, namespace, name, request.actor))
         if self.commits:

@@ -312,7 +312,13 @@ class _Reception:
                 raise AccessDenied(
                     f"{self._access.user} may not create dots in namespace {namespace}"
                 )
-            self._refuse_clash(push, namespace)
+            deleted = self._store.catalog.dot(push.dot)
+            if deleted is not None and deleted.trash and deleted.namespace == namespace:
+                self._hooks.revive(self._store, push.dot, namespace, push.name)
+                row = self._store.catalog.dot(push.dot)
+                self._named = _Named(row, namespace, push.name)
+            else:
+                self._refuse_clash(push, namespace)
             return
         if row.dot != push.dot:
             raise ProtocolError("PUSH names another dot than REFS")

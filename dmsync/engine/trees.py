@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dmsync.core.events import (
-    CommitsAdded,
     Event,
     TreeAttached,
     TreeDetached,
@@ -28,7 +27,6 @@ from dmsync.core.pages import PageReader, directory_entries, find_entry
 from dmsync.engine.capture import CaptureResult, Progress, capture_tree, status_of_tree
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.file_content import ChunkWriter
-from dmsync.engine.ports import TargetTree
 from dmsync.engine.restore import RestoreResult, restore_tree
 from dmsync.engine.store import Store
 from dmsync.errors import CaptureFailed, NotFound, WouldLose
@@ -443,40 +441,3 @@ def snapshot_root(store: Store, dot: DotId, commit: ObjectId | None) -> Entry:
 
 def working_event(dot: DotId, branch: str, snapshot: ObjectId, reason: str) -> WorkingSaved:
     return WorkingSaved(dot, branch, snapshot, reason)
-
-
-# --- for synchronising ---------------------------------------------------------------------------
-
-
-def _save_dirty(store: Store, dot: DotId, branch: str) -> ObjectId | None:
-    """A snapshot of uncommitted state that refs may name (it becomes a stash), or None."""
-    place = place_of(store, dot, branch)
-    if place is None:
-        return None
-    snapshot = save_working(store, dot, place, "divergence", None)
-    if snapshot is not None:
-        with store.transaction("stash") as tx:
-            tx.append(CommitsAdded(dot, (snapshot,)))
-    return snapshot
-
-
-def _switch_events(store: Store, dot: DotId, branch: str, tip: ObjectId) -> list[Event]:
-    """What to record with the move of a materialised branch, so that a kill cannot come between
-    the ref and the knowledge that its tree is behind."""
-    if place_of(store, dot, branch) is None:
-        return []
-    return [TreeSwitchStarted(dot, branch, None, tip, "sync")]
-
-
-def _finish_switches(store: Store, dot: DotId) -> None:
-    finish_switch(store, dot)
-
-
-TARGET_TREE = TargetTree(
-    refuse_if_dirty=refuse_if_dirty,
-    save_dirty=_save_dirty,
-    switch_events=_switch_events,
-    finish_switches=_finish_switches,
-    locked=ready,
-)
-"""How pushes and pulls treat working trees; given to the sync functions by their callers."""

@@ -114,7 +114,7 @@ def fetch(
 ) -> "FetchSummary":
     """Fetch, pull or clone over a new connection, with progress on stderr."""
     from dmsync.engine import sync_pull
-    from dmsync.engine.trees import TARGET_TREE
+    from dmsync.engine.target_tree import TARGET_TREE
 
     with invocation.progress(_DOING.get(request.command, request.command)) as progress:
         return _conversation(
@@ -238,7 +238,7 @@ def serve_stdio(invocation: Invocation) -> None:
     """One session on stdin and stdout, with the rights of the user that runs it."""
     from dmsync.engine.access import full_access
     from dmsync.engine.sync_server import serve
-    from dmsync.engine.trees import TARGET_TREE
+    from dmsync.engine.target_tree import TARGET_TREE
     from dmsync.surfaces.settings import user_name
     from dmsync.transports.stdio import take_stdio
 
@@ -263,7 +263,7 @@ def serve_listening(
 
     from dmsync.engine.access import Access
     from dmsync.engine.sync_server import serve as serve_session
-    from dmsync.engine.trees import TARGET_TREE
+    from dmsync.engine.target_tree import TARGET_TREE
     from dmsync.surfaces.settings import user_name
     from dmsync.transports.ssh_server import ServerSettings, serve
 

@@ -384,7 +384,7 @@ def clone_command(
     if dot is None:
         raise UsageError("Please specify which dot to clone", hint="dm clone REMOTE DOT")
     there_namespace, there_name = _plain_name(dot)
-    here_namespace, here_name = _plain_name(local_name or there_name)
+    here_namespace, here_name = _plain_name(there_name if local_name is None else local_name)
     with invocation.open_store(create=not invocation.dry_run) as store:
         there = find_remote(invocation, store, name)
         request = FetchRequest(

@@ -65,7 +65,7 @@ class Invocation:
         """The dot named on the line, else by --dot or DM_DOT, else the current one."""
         from dmsync.engine.dots import resolve_dot
 
-        return resolve_dot(store, name or self.settings.dot)
+        return resolve_dot(store, self.settings.dot if name is None else name)
 
     def progress(self, title: str) -> "Progress":
         """A progress display fit for where stderr goes; silent with -q."""

@@ -1,5 +1,6 @@
 """`dm log`: the commits of a branch."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,10 @@ def _one_line(commit: "CommitInfo") -> str:
 
 
 def _refs(commit: "CommitInfo") -> str:
-    return f" ({', '.join(map(output.escape_name, commit.refs))})" if commit.refs else ""
+    """Names of what points at the commit, for people: scripts read `commit ID` or --json."""
+    if not commit.refs or not sys.stdout.isatty():
+        return ""
+    return f" ({', '.join(map(output.escape_name, commit.refs))})"
 
 
 def commit_lines(commit: "CommitInfo") -> Iterator[str]:
