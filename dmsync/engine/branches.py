@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from dmsync.core.events import BranchRenamed, Event, HeadSwitched, RefChanged, WorkingDropped
+from dmsync.core.events import (
+    BranchRenamed,
+    Event,
+    HeadSwitched,
+    RefChanged,
+    WorkingDropped,
+    WorkingSaved,
+)
 from dmsync.core.graph import ancestors_difference
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import check_branch_name
@@ -34,7 +41,8 @@ class SwitchSummary:
     branch: str
     commit: ObjectId | None
     commits_dropped: int = 0
-    saved_working: ObjectId | None = None
+    stash: str | None = None
+    """The ref that keeps what the tree held beyond the tip (reset)."""
     files_written: int = 0
     files_removed: int = 0
     bytes_written: int = 0
@@ -80,8 +88,10 @@ def _created(store: Store, dot: DotId, name: str, tip: ObjectId) -> RefChanged:
     return RefChanged(dot, f"branch/{name}", None, tip, "create", "branch created", origin=head)
 
 
-def delete_branch(store: Store, dot: DotRow, name: str) -> ObjectId:
-    """Delete a branch; its commits stay until gc, its uncommitted state is stored first.
+def delete_branch(store: Store, dot: DotRow, name: str) -> tuple[ObjectId, str | None]:
+    """Delete a branch; returns its tip and the stash ref of its uncommitted state, if it had any.
+
+    Its commits stay until gc.
 
     Raises:
         NotFound, WouldLose (it is the current branch).
@@ -94,10 +104,12 @@ def delete_branch(store: Store, dot: DotRow, name: str) -> ObjectId:
     with trees.ready(store, dot.dot):
         events: list[Event] = []
         place = trees.place_of(store, dot.dot, name)
+        saved = store.catalog.working(dot.dot, name)
+        if saved is not None:
+            events.append(WorkingDropped(dot.dot, name))
         if place is not None:
             saved = trees.save_working(store, dot.dot, place, "branch deletion", None)
-            if saved is not None:
-                events.append(trees.working_event(dot.dot, name, saved, "branch deletion"))
+        stash = _stash(store, dot, saved, "branch-deletion", events)
         events.append(
             RefChanged(dot.dot, f"branch/{name}", row.target, None, "delete", "branch deleted")
         )
@@ -106,7 +118,18 @@ def delete_branch(store: Store, dot: DotRow, name: str) -> ObjectId:
                 tx.append(event)
         if place is not None and not place.attached:
             trees.discard_place(store, dot.dot, place)
-    return row.target
+    return row.target, stash
+
+
+def _stash(
+    store: Store, dot: DotRow, snapshot: ObjectId | None, what: str, events: list[Event]
+) -> str | None:
+    """Add to `events` what keeps a snapshot under a name; returns the name."""
+    if snapshot is None:
+        return None
+    name, kept = trees.stash_events(store, dot.dot, snapshot, what)
+    events.extend(kept)
+    return name
 
 
 def rename_branch(store: Store, dot: DotRow, old: str, new: str) -> None:
@@ -174,7 +197,7 @@ def checkout(
         if not discard:
             saved = trees.save_working(store, dot.dot, place, "checkout", progress)
         if saved is not None:
-            events.insert(0, trees.working_event(dot.dot, head, saved, "checkout"))
+            events.insert(0, WorkingSaved(dot.dot, head, saved, "checkout"))
         if target != tip:
             events.append(WorkingDropped(dot.dot, branch))
         result = trees.switch_tree(
@@ -186,7 +209,7 @@ def checkout(
             command="checkout",
             progress=progress,
         )
-    return _switched(branch, tip, saved, result)
+    return _switched(branch, tip, None, result)
 
 
 def _existing_tip(store: Store, dot: DotRow, branch: str, head: str) -> ObjectId | None:
@@ -201,17 +224,17 @@ def _existing_tip(store: Store, dot: DotRow, branch: str, head: str) -> ObjectId
 def _switched(
     branch: str,
     commit: ObjectId | None,
-    saved: ObjectId | None,
+    stash: str | None,
     result: RestoreResult | None,
     dropped: int = 0,
 ) -> SwitchSummary:
     if result is None:
-        return SwitchSummary(branch, commit, dropped, saved)
+        return SwitchSummary(branch, commit, dropped, stash)
     return SwitchSummary(
         branch,
         commit,
         dropped,
-        saved,
+        stash,
         result.files_written,
         result.names_removed,
         result.bytes_written,
@@ -260,7 +283,7 @@ def reset(
             changes = _would_change(store, dot, branch, target)
             return SwitchSummary(branch, target, dropped, changes=changes)
         place = trees.place_of(store, dot.dot, branch)
-        saved = None
+        stash = None
         events: list[Event] = []
         if place is not None:
             trees.check_place(store, dot.dot, place, accept_moved=False)
@@ -268,9 +291,7 @@ def reset(
                 _refuse_uncommitted(store, dot, place, tip)
             if not discard:
                 saved = trees.save_working(store, dot.dot, place, "reset", progress)
-            if saved is not None:
-                events.append(trees.working_event(dot.dot, branch, saved, "reset"))
-                events.append(WorkingDropped(dot.dot, branch))
+                stash = _stash(store, dot, saved, "reset", events)
         if target != tip:
             events.append(
                 RefChanged(dot.dot, f"branch/{branch}", tip, target, "reset", f"reset {revision}")
@@ -284,7 +305,7 @@ def reset(
             command="reset",
             progress=progress,
         )
-    return _switched(branch, target, saved, result, dropped)
+    return _switched(branch, target, stash, result, dropped)
 
 
 def _refuse_uncommitted(store: Store, dot: DotRow, place: trees.TreePlace, tip: ObjectId) -> None:

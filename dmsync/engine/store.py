@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class Store:
             layout.lock_file, shared=True, wait_s=settings.lock_wait_s, what="the store"
         )
         self._objects: dict[DotId, ObjectStore] = {}
+        self._objects_lock = threading.Lock()
         self._lock.acquire()
         try:
             self.catalog = Catalog.open(layout, self.read_commit, lock_wait_s=settings.lock_wait_s)
@@ -62,11 +64,12 @@ class Store:
         return self.layout.home
 
     def objects(self, dot: DotId) -> ObjectStore:
-        """The objects of one dot; opened once."""
-        if dot not in self._objects:
-            self.layout.make_dot_dirs(dot)
-            self._objects[dot] = ObjectStore(self.layout.dot_dir(dot))
-        return self._objects[dot]
+        """The objects of one dot; opened once, whichever threads ask."""
+        with self._objects_lock:
+            if dot not in self._objects:
+                self.layout.make_dot_dirs(dot)
+                self._objects[dot] = ObjectStore(self.layout.dot_dir(dot))
+            return self._objects[dot]
 
     def read_commit(self, dot: DotId, commit: ObjectId) -> bytes:
         """A commit for the replay of the log, which also tells of dots that lie in the trash."""
@@ -110,6 +113,10 @@ class Store:
             self.layout.dot_lock_file(dot), wait_s=self.settings.lock_wait_s, what="the dot"
         ):
             yield
+
+    def say(self, message: str) -> None:
+        """Tell the user something that happened on the way (never a result)."""
+        self.settings.say(message)
 
     @staticmethod
     def clock() -> tuple[int, int]:

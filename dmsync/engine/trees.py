@@ -9,17 +9,19 @@ is done with it (design 5).
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dmsync.core.events import (
+    CommitsAdded,
     Event,
+    RefChanged,
     TreeAttached,
     TreeDetached,
     TreeSwitchFinished,
     TreeSwitchStarted,
-    WorkingSaved,
 )
 from dmsync.core.ids import DotId, Kind, ObjectId, object_id
 from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind, commit_from_bytes
@@ -30,7 +32,9 @@ from dmsync.engine.file_content import ChunkWriter
 from dmsync.engine.restore import RestoreResult, restore_tree
 from dmsync.engine.store import Store
 from dmsync.errors import CaptureFailed, NotFound, WouldLose
+from dmsync.storage.catalog import SwitchRow
 from dmsync.storage.durable import make_directory_durable
+from dmsync.storage.pack_writer import PackWriter
 from dmsync.storage.stat_cache import StatCache
 
 DEFAULT_SUBDOT = b"__default__"
@@ -59,6 +63,8 @@ class StatusReport:
     changes: list[Change]
     dirty_bytes: int
     materialised: bool
+    switching: bool = False
+    """A kill cut a switch of this tree short: the next changing command completes it."""
 
 
 class _DryWriter:
@@ -208,10 +214,13 @@ def status(store: Store, dot: DotId) -> StatusReport:
     branch = store.catalog.head(dot)
     tip = branch_tip(store, dot, branch)
     place = place_of(store, dot, branch)
+    if place is None and any(s.branch == branch for s in store.catalog.switches(dot)):
+        place = _place_for(store, dot, branch)
     if place is None:
         return StatusReport(branch, tip, [], 0, False)
     changes = tree_changes(store, dot, place, store.root(dot, tip))
-    return StatusReport(branch, tip, changes, _bytes_of(changes), True)
+    switching = any(switch.branch == branch for switch in store.catalog.switches(dot))
+    return StatusReport(branch, tip, changes, _bytes_of(changes), True, switching)
 
 
 def _bytes_of(changes: Iterable[Change]) -> int:
@@ -329,20 +338,48 @@ def save_working(
         before = store.root(dot, tip)
         if result.root == before:
             return None
-        now_ns, offset = store.clock()
-        snapshot = Commit(
-            root=result.root,
-            parents=() if tip is None else (tip,),
-            author=store.settings.author,
-            committer=store.settings.author,
-            time_ns=now_ns,
-            offset_minutes=offset,
-            message=f"uncommitted state of {place.branch} before {reason}",
-        )
-        commit_id = writer.put(Kind.COMMIT, snapshot.to_bytes())
+        commit_id = _put_snapshot(store, writer, place.branch, result.root, tip, reason)
         writer.seal()
     result.stat_cache.save(place.stat_path)
     return commit_id
+
+
+def _put_snapshot(
+    store: Store,
+    writer: PackWriter,
+    branch: str,
+    root: Entry,
+    parent: ObjectId | None,
+    reason: str,
+) -> ObjectId:
+    """Write the snapshot commit of a tree's uncommitted state; the caller seals."""
+    now_ns, offset_minutes = store.clock()
+    snapshot = Commit(
+        root=root,
+        parents=() if parent is None else (parent,),
+        author=store.settings.author,
+        committer=store.settings.author,
+        time_ns=now_ns,
+        offset_minutes=offset_minutes,
+        message=f"uncommitted state of {branch} before {reason}",
+    )
+    return writer.put(Kind.COMMIT, snapshot.to_bytes())
+
+
+def stash_events(
+    store: Store, dot: DotId, snapshot: ObjectId, what: str
+) -> tuple[str, list[Event]]:
+    """A name for a snapshot of what a command discards, and the events that give it that name.
+
+    `stash/<what>-<UTC time>` is an ordinary revision: it can be shown, checked out, reset to.
+    """
+    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(store.clock()[0] // 1_000_000_000))
+    name, number = f"stash/{what}-{moment}", 1
+    while store.catalog.ref(dot, name) is not None:
+        number += 1
+        name = f"stash/{what}-{moment}-{number}"
+    added = CommitsAdded(dot, (snapshot,))
+    return name, [added, RefChanged(dot, name, None, snapshot, "stash", f"before {what}")]
 
 
 def _refuse_unreadable(result: CaptureResult, reason: str) -> None:
@@ -370,10 +407,41 @@ def finish_switch(store: Store, dot: DotId, progress: Progress | None = None) ->
     pending = store.catalog.switches(dot)
     for switch in pending:
         place = _place_for(store, dot, switch.branch)
+        check_place(store, dot, place, accept_moved=False)
+        _stash_found(store, dot, place, switch, progress)
         _restore(store, dot, place, switch.to_root_commit, progress)
         with store.transaction("finish-switch") as tx:
             tx.append(TreeSwitchFinished(dot, switch.branch))
     return bool(pending)
+
+
+def _stash_found(
+    store: Store, dot: DotId, place: TreePlace, switch: SwitchRow, progress: Progress | None
+) -> None:
+    """Keep what a half switched tree holds: somebody may have worked in it since the kill.
+
+    What is merely the old or the new state is not kept again.
+    """
+    known = {
+        snapshot_root(store, dot, commit) for commit in (switch.from_commit, switch.to_root_commit)
+    }
+    with store.objects(dot).writer() as writer:
+        result = capture(store, dot, place, writer, progress)
+        _refuse_unreadable(result, "switch")
+        if result.root in known:
+            return
+        snapshot = _put_snapshot(
+            store, writer, place.branch, result.root, switch.to_root_commit, "switch"
+        )
+        writer.seal()
+    name, events = stash_events(store, dot, snapshot, "interrupted-switch")
+    with store.transaction("finish-switch") as tx:
+        for event in events:
+            tx.append(event)
+    store.say(
+        f"an interrupted switch of branch {place.branch} was completed; "
+        f"what its tree held meanwhile is kept as {name}"
+    )
 
 
 def switch_tree(
@@ -394,11 +462,12 @@ def switch_tree(
     attached = store.catalog.tree(dot)
     place = place_of(store, dot, branch)
     materialised = attached is not None or place is not None
+    before = branch_tip(store, dot, attached.branch if attached is not None else branch)
     with store.transaction(command) as tx:
         for event in events:
             tx.append(event)
         if materialised:
-            tx.append(TreeSwitchStarted(dot, branch, None, target, command))
+            tx.append(TreeSwitchStarted(dot, branch, before, target, command))
     if not materialised:
         return None
     result = _restore(store, dot, _place_for(store, dot, branch), target, progress)
@@ -437,7 +506,3 @@ def snapshot_root(store: Store, dot: DotId, commit: ObjectId | None) -> Entry:
     if commit is None:
         return ROOT_ENTRY
     return commit_from_bytes(store.objects(dot).read_commit(commit), trusted=True).root
-
-
-def working_event(dot: DotId, branch: str, snapshot: ObjectId, reason: str) -> WorkingSaved:
-    return WorkingSaved(dot, branch, snapshot, reason)

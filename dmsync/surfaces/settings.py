@@ -39,6 +39,8 @@ class Settings:
     """Everything the environment and the configuration decide for one run."""
 
     home: str
+    home_given: bool = False
+    """The store was named by a flag: it is expected to be there, not to be made."""
     dot: str | None = None
     namespace: str = ""
     author: str = ""
@@ -92,6 +94,7 @@ def load_settings(
         lock_wait_s = _number(environment, "DM_LOCK_WAIT", 86400.0)
     return Settings(
         home=store,
+        home_given=home is not None,
         dot=dot or environment.get("DM_DOT") or None,
         namespace=environment.get("DM_NAMESPACE") or user.get("namespace", ""),
         author=environment.get("DM_AUTHOR") or user.get("author") or identity,

@@ -10,6 +10,7 @@ from dmsync.errors import (
     HostKeyRejected,
     NetworkError,
     NotADmServer,
+    StoreNotFound,
     UsageError,
 )
 from dmsync.transports.streams import Tail
@@ -60,6 +61,12 @@ def requested_home(command: str) -> str | None:
     raise AccessDenied("only 'dm serve --stdio' can be run here: this is a dm server, not a shell")
 
 
+def _telling_line(said: str) -> str:
+    """The line that says what went wrong: dm's own error if there is one, else the last."""
+    lines = said.splitlines()
+    return next((line for line in lines if line.startswith("dm: error:")), lines[-1])
+
+
 def failure_of_silent_end(tail: Tail, where: str, *, through_ssh: bool) -> DmError | None:
     """Why a remote command ended without a byte; None when it simply ended well.
 
@@ -67,7 +74,7 @@ def failure_of_silent_end(tail: Tail, where: str, *, through_ssh: bool) -> DmErr
     """
     said = tail.text()
     facts: dict[str, Any] = {"exit_status": tail.exit_status, "diagnostics": tail.describe()}
-    last = f": {said.splitlines()[-1]}" if said else ""
+    last = f": {_telling_line(said)}" if said else ""
     if through_ssh and tail.exit_status == _SSH_FAILED_EXIT:
         if "Host key verification failed" in said or "host key" in last.lower():
             return HostKeyRejected(f"ssh does not trust the host key of {where}{last}", **facts)
@@ -78,6 +85,12 @@ def failure_of_silent_end(tail: Tail, where: str, *, through_ssh: bool) -> DmErr
         return NotADmServer(
             f"{where} cannot run dm{last}",
             hint="install dmsync there, or say where dm is: dm remote add --dm-command PATH",
+            **facts,
+        )
+    if tail.exit_status == StoreNotFound.exit_code and "dm: error:" in said:
+        return StoreNotFound(
+            f"{where} has no store there{last}",
+            hint="is its disk mounted? A new one is made there by: dm --home PATH init --bare",
             **facts,
         )
     if tail.exit_status or tail.exit_signal:

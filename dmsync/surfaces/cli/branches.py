@@ -105,14 +105,20 @@ def _delete(invocation: Invocation, store: "Store", dot: "DotRow", name: str) ->
         row = store.catalog.branch(dot.dot, name)
         if row is None:
             raise RevisionNotFound(f"Branch does not exist: {name}")
-        tip = row.target
+        tip, stash = row.target, None
         invocation.talk(f"would delete branch {name} ({tip.hex()})")
     else:
-        tip = delete_branch(store, dot, name)
+        tip, stash = delete_branch(store, dot, name)
         if not invocation.as_json:
             invocation.talk(f"Deleted branch {name} (was {tip.hex()})")
+            _tell_stash(invocation, stash)
     if invocation.as_json:
-        invocation.summary({"branch": name, "tip": tip.hex()})
+        invocation.summary({"branch": name, "tip": tip.hex(), "stash": stash})
+
+
+def _tell_stash(invocation: Invocation, stash: str | None) -> None:
+    if stash is not None:
+        invocation.talk(f"the uncommitted changes are kept as {stash} (dm reset --hard {stash})")
 
 
 def _rename(invocation: Invocation, store: "Store", dot: "DotRow", old: str, new: str) -> None:
@@ -209,8 +215,7 @@ def _print_switch(invocation: Invocation, summary: "SwitchSummary", done: str) -
             invocation.result(change_line(change))
         return
     invocation.talk(done)
-    if summary.saved_working is not None:
-        invocation.talk("the uncommitted changes of the branch that was left are stored")
+    _tell_stash(invocation, summary.stash)
     if invocation.verbose:
         invocation.talk(
             f"{summary.files_written} files written, {summary.files_removed} removed, "
@@ -224,7 +229,7 @@ def _json_fields(summary: "SwitchSummary", *, dry_run: bool) -> dict[str, object
         "commit": summary.commit.hex() if summary.commit else None,
         "dry_run": dry_run,
         "commits_dropped": summary.commits_dropped,
-        "saved_working": summary.saved_working is not None,
+        "stash": summary.stash,
         "files_written": summary.files_written,
         "files_removed": summary.files_removed,
         "bytes_written": summary.bytes_written,

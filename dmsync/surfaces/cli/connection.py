@@ -235,14 +235,18 @@ def server_version(invocation: Invocation, remote: str) -> str:
 
 
 def serve_stdio(invocation: Invocation) -> None:
-    """One session on stdin and stdout, with the rights of the user that runs it."""
+    """One session on stdin and stdout, with the rights of the user that runs it.
+
+    A store named by --home (a remote's path) must exist: a backup disk that is not mounted must
+    not become a store on the disk below it.
+    """
     from dmsync.engine.access import full_access
     from dmsync.engine.sync_server import serve
     from dmsync.engine.target_tree import TARGET_TREE
     from dmsync.surfaces.settings import user_name
     from dmsync.transports.stdio import take_stdio
 
-    with invocation.open_store(create=True) as store:
+    with invocation.open_store(create=not invocation.settings.home_given) as store:
 
         async def session() -> None:
             await serve(store, take_stdio(), full_access(user_name()), TARGET_TREE)

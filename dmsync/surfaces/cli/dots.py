@@ -21,12 +21,15 @@ _HEADINGS: Final = ("  DOT", "BRANCH", "SERVER", "CONTAINERS", "SIZE", "COMMITS"
 
 
 @click.command("init", cls=DmCommand, epilog="Example: dm init app --at /srv/app")
-@click.argument("dot")
+@click.argument("dot", required=False)
 @click.option("--at", "at", metavar="DIR", help="DIR becomes the dot's subdot __default__.")
 @click.option("--as-root", is_flag=True, help="DIR is the whole tree: its directories are subdots.")
+@click.option("--bare", is_flag=True, help="Make an empty store to push to, and no dot.")
 @changing_options
 @click.pass_obj
-def init_command(invocation: Invocation, dot: str, at: str | None, as_root: bool) -> None:
+def init_command(
+    invocation: Invocation, dot: str | None, at: str | None, as_root: bool, bare: bool
+) -> None:
     """Make a new dot with an empty branch master, and make it current.
 
     Without --at its files live in the store (dm dot path prints where). With --at, what is in
@@ -35,6 +38,11 @@ def init_command(invocation: Invocation, dot: str, at: str | None, as_root: bool
     from dmsync.core.names import parse_dot_name
     from dmsync.engine.dots import init_dot
 
+    if bare:
+        _make_store(invocation, dot)
+        return
+    if dot is None:
+        raise UsageError("No dot name specified.", hint="dm init DOT, or dm init --bare")
     if as_root and at is None:
         raise UsageError("--as-root says what the directory of --at is", hint="give --at DIR")
     if at is not None and not os.path.isdir(at):
@@ -48,6 +56,15 @@ def init_command(invocation: Invocation, dot: str, at: str | None, as_root: bool
         row = init_dot(store, dot, at=at, as_root=as_root)
         if invocation.as_json:
             invocation.summary({"dot": row.name, "namespace": row.namespace, "id": row.dot.hex()})
+
+
+def _make_store(invocation: Invocation, dot: str | None) -> None:
+    if dot is not None:
+        raise UsageError("--bare makes a store without a dot: give no DOT")
+    if not invocation.dry_run:
+        with invocation.open_store(create=True) as store:
+            if invocation.as_json:
+                invocation.summary({"home": store.home})
 
 
 def _check_new(invocation: Invocation, dot: str) -> None:

@@ -57,9 +57,12 @@ class Invocation:
 
     def open_store(self, *, create: bool = False) -> "Store":
         """The store this run works on. Raises StoreNotFound without `create`."""
+        from dataclasses import replace
+
         from dmsync.engine.store import Store
 
-        return Store.open(self.settings.home, self.settings.engine, create=create)
+        settings = replace(self.settings.engine, say=self.warn)
+        return Store.open(self.settings.home, settings, create=create)
 
     def resolve_dot(self, store: "Store", name: str | None = None) -> "DotRow":
         """The dot named on the line, else by --dot or DM_DOT, else the current one."""

@@ -80,6 +80,8 @@ def _dot_text(row: dict[str, object]) -> str:
 
 
 def _fields(store: "Store", row: "TransferRow") -> dict[str, object]:
+    from dmsync.engine.transfers import transfer_status
+
     dot = None if row.dot is None else store.catalog.dot(row.dot)
     name = None if row.dot is None else row.dot.hex()
     return {
@@ -90,6 +92,6 @@ def _fields(store: "Store", row: "TransferRow") -> dict[str, object]:
         "remote": row.remote,
         "dot": name if dot is None else dot.name,
         "branch": row.branch,
-        "status": row.status or "running or cut",
+        "status": transfer_status(store.layout, row),
         "summary": dict(row.summary),
     }

@@ -36,12 +36,18 @@ def status_command(invocation: Invocation, stat: bool) -> None:
                 "clean": not report.changes,
                 "dirty_bytes": report.dirty_bytes,
                 "materialised": report.materialised,
+                "switching": report.switching,
                 "changes": [change_fields(change) for change in report.changes],
             }
         )
         return
     head = report.head.hex()[: output.SHORT_ID_DIGITS] if report.head else "no commits yet"
     invocation.talk(f"On branch {report.branch} ({head}) of {dot.name}")
+    if report.switching:
+        invocation.warn(
+            "a switch of this tree was interrupted; the next command that changes something "
+            "completes it and keeps what the tree holds now as a stash"
+        )
     for change in report.changes:
         output.write_line(change_line(change, stat=stat))
     if stat:

@@ -99,19 +99,32 @@ def test_reset_refuses_to_lose_uncommitted_changes(shop: Workshop, dot: DotRow, 
     assert shop.messages(dot) == ["first", "second"]
 
 
-def test_what_reset_hard_discards_is_stored_first(shop: Workshop, dot: DotRow, data: Path) -> None:
+def test_what_reset_hard_discards_can_be_had_back(shop: Workshop, dot: DotRow, data: Path) -> None:
     (data / "a").write_text("one")
     shop.commit(dot, "first")
     (data / "a").write_text("precious")
-    saved = shop.reset(dot, "HEAD", hard=True).saved_working
-    assert (data / "a").read_text() == "one"
-    assert saved is not None
-    objects = shop.store.objects(dot.dot)
-    root = trees.snapshot_root(shop.store, dot.dot, saved)
-    found = trees.find_entry(objects, root.tree, b"__default__")
-    assert found is not None
-    entry = trees.find_entry(objects, found.tree, b"a")
-    assert entry is not None and objects.read_chunk(entry.content) == b"precious"  # type: ignore[arg-type]
+    stash = shop.reset(dot, "HEAD", hard=True).stash
+    assert (data / "a").read_text() == "one" and shop.changes(dot) == []
+    assert stash is not None and stash.startswith("stash/reset-")
+    shop.reopen()
+    shop.reset(dot, stash, hard=True)
+    assert (data / "a").read_text() == "precious"
+
+
+def test_deleted_branch_leaves_its_uncommitted_state_in_a_stash(shop: Workshop) -> None:
+    dot = dots.init_dot(shop.store, "apps", at=None, as_root=False)
+    shop.commit(dot, "first")
+    shop.checkout(dot, "side", create=True)
+    side = Path(os.fsdecode(dots.dot_path(shop.store, "apps@side")))
+    (side / "f").write_text("unfinished")
+    shop.checkout(dot, "master")
+    _, stash = branches.delete_branch(shop.store, dot, "side")
+    assert stash is not None and not side.exists()
+    branches.create_branch(shop.store, dot, "side", "HEAD")
+    fresh = Path(os.fsdecode(dots.dot_path(shop.store, "apps@side")))
+    assert not (fresh / "f").exists()
+    text = b"".join(history.read_path(shop.store, dot, f"{stash}:__default__/f"))
+    assert text == b"unfinished"
 
 
 def test_uncommitted_state_follows_its_branch(shop: Workshop, dot: DotRow, data: Path) -> None:
@@ -158,10 +171,15 @@ def test_half_switched_tree_is_finished_first(shop: Workshop, dot: DotRow, data:
     with shop.store.transaction("reset") as tx:
         tx.append(TreeSwitchStarted(dot.dot, "master", None, first, "as if killed here"))
     (data / "b").unlink()  # half way
+    (data / "mine").write_text("written after the kill")
     shop.reopen()
+    assert trees.status(shop.store, dot.dot).switching
     with trees.ready(shop.store, dot.dot):
         pass
-    assert (data / "a").read_text() == "one" and not (data / "b").exists()
+    assert (data / "a").read_text() == "one" and os.listdir(data) == ["a"]
+    (stash,) = [ref.name for ref in shop.store.catalog.refs(dot.dot, "stash/")]
+    text = b"".join(history.read_path(shop.store, dot, f"{stash}:__default__/mine"))
+    assert text == b"written after the kill"
 
 
 def test_directory_that_is_not_the_attached_one_is_refused(
@@ -249,7 +267,7 @@ def test_deleted_branch_stays_in_the_store(shop: Workshop, dot: DotRow, data: Pa
     with pytest.raises(WouldLose):
         branches.delete_branch(shop.store, dot, "side")
     shop.checkout(dot, "master")
-    assert branches.delete_branch(shop.store, dot, "side") == tip
+    assert branches.delete_branch(shop.store, dot, "side") == (tip, None)
     assert [b.name for b in branches.list_branches(shop.store, dot)] == ["master"]
     assert history.resolve_revision(shop.store, dot, tip.hex()) == tip
 

@@ -217,6 +217,9 @@ def test_push_and_clone_between_two_stores_on_one_machine(
 ) -> None:
     dm.run("commit", "-m", "first")
     dm.run("remote", "add", "there", str(tmp_path / "there"))
+    dm.run("push", "there", code=10)  # a path without a store may be a disk that is not mounted
+    assert not (tmp_path / "there").exists()
+    dm.run("--home", str(tmp_path / "there"), "init", "--bare")
     assert dm.text("push", "there") == "Pushing app to there:app\nDone!\n"
     assert dm.run("push", "there", "-q").stdout == b""
     assert dm.json("push", "there", "--all")["failed"] == 0
