@@ -26,9 +26,8 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
     """Makes named clusters; all their servers end with the test."""
-    clusters = Clusters(tmp_path)
-    yield clusters
-    clusters.close()
+    with Clusters(tmp_path) as clusters:
+        yield clusters
 
 
 @pytest.fixture

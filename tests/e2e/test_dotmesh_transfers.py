@@ -247,7 +247,8 @@ def test_clone_onto_another_dot_of_that_name_is_refused(pair: Pair) -> None:
     for side in pair:
         side.init("apples", {"HELLO": side.name})
         side.commit(side.name)
-    for command in (["clone", "far", "apples"], ["push", "far"], ["pull", "far"]):
+    near.refused("pull", "far", code=10)
+    for command in (["clone", "far", "apples"], ["push", "far"]):
         refused = near.refused(*command, "--json", code=1)
         assert refused.error()["code"] in ("exists", "dot-id-clash"), refused.describe()
     assert near.messages() == ["near"]

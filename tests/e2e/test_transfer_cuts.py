@@ -78,9 +78,10 @@ def test_push_killed_on_the_sending_side_goes_on(
     line: Callable[[int], Line], data_bytes: int, cuts: int
 ) -> None:
     between = line(data_bytes)
-    for point in cut_points(data_bytes, cuts):
+    points = cut_points(data_bytes, cuts)
+    for point in points:
         assert between.push_until(point, Daemon.kill) == -signal.SIGKILL
-    finish_and_check(between, data_bytes, cuts)
+    finish_and_check(between, data_bytes, points)
 
 
 @pytest.mark.parametrize(("data_bytes", "cuts"), SIZES)
@@ -89,20 +90,22 @@ def test_push_killed_on_the_receiving_side_goes_on(
 ) -> None:
     between = line(data_bytes)
     server = between.far.serve()
-    for point in cut_points(data_bytes, cuts):
+    points = cut_points(data_bytes, cuts)
+    for point in points:
         code = between.push_until(point, lambda _push: server.kill())
         assert code == 13, "a connection that breaks is worth retrying"
         server.restart()
-    finish_and_check(between, data_bytes, cuts)
+    finish_and_check(between, data_bytes, points)
 
 
-def finish_and_check(between: Line, data_bytes: int, cuts: int) -> None:
+def finish_and_check(between: Line, data_bytes: int, points: list[int]) -> None:
     """Push to the end; all arrived, and no cut cost more than its share."""
     summary = between.near.run("push", "far", "--json").summary()
     total = between.proxy.bytes_total
-    resent = total - data_bytes
+    cuts, resent = len(points), total - data_bytes
     print(f"{cuts} cuts: {total} bytes for {data_bytes}, {resent / cuts / 2**20:.1f} MiB a cut")
     assert resent <= cuts * RESENT_BYTES_MAX
-    assert summary["resumed_bytes"] > 0
+    if points[-1] > cuts * RESENT_BYTES_MAX:  # else all cuts may have come before anything was kept
+        assert summary["resumed_bytes"] > 0
     assert file_hashes(between.far.tree("large")) == file_hashes(between.data)
     between.far.run("fsck", "--full")

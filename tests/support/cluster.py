@@ -318,7 +318,15 @@ class Clusters:
     def __call__(self, name: str) -> Cluster:
         return self._made.enter_context(Cluster(self._directory / name, name))
 
-    def close(self) -> None:
+    def __enter__(self) -> "Clusters":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._made.close()
 
 

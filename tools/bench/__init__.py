@@ -1,0 +1,1 @@
+"""Measurements: what this project costs beside its peers, and what it is compared to."""
