@@ -8,18 +8,22 @@ from typing import Final
 from blake3 import blake3
 from pyfastcdc import FastCDC
 
-from dmsync.core.ids import ObjectId, content_id
+from dmsync.core.ids import CONTENT_CONTEXT, ObjectId
 from dmsync.core.objects import Layout
 
 SEGMENT_BYTES: Final = 128 * 1024
 """Unit of a file's content id; part of the format."""
 FIXED_CHUNK_BYTES: Final = 128 * 1024
-"""Of 64, 128 and 256 KiB the one with the least bytes stored and read (decisions)."""
+"""Of 64, 128 and 256 KiB the one with the least bytes stored and read
+(protocol/decisions/0001-pack-format.md)."""
 CDC_BYTES_MIN: Final = 32 * 1024
 CDC_BYTES_AVERAGE: Final = 96 * 1024
 CDC_BYTES_MAX: Final = 512 * 1024
 _DATABASE_PAGE_BYTES: Final = 4096
 _ZEROS: Final = bytes(SEGMENT_BYTES)
+_ZERO_SEGMENT: Final = blake3(_ZEROS).digest()
+_SEGMENTS_JOINED: Final = 4096
+"""Equal segments whose hashes are hashed at once: half a GiB of zeros."""
 
 _cutter = FastCDC(avg_size=CDC_BYTES_AVERAGE, min_size=CDC_BYTES_MIN, max_size=CDC_BYTES_MAX)
 # Without its compiled class pyfastcdc silently runs at half a percent of the speed.
@@ -68,11 +72,19 @@ class FileHasher:
         self._size = 0
         self._segment = blake3()
         self._segment_filled = 0
-        self._segments: list[bytes] = []
+        self._segments = 0
+        self._first = b""
+        """Hash of the first segment: alone, it is the content id."""
+        self._joined = blake3(derive_key_context=CONTENT_CONTEXT)
 
     @property
     def size(self) -> int:
         return self._size
+
+    @property
+    def is_aligned(self) -> bool:
+        """True at the start of a segment, where add_segment_hash may be used."""
+        return self._segment_filled in (0, SEGMENT_BYTES)
 
     def update(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -87,22 +99,47 @@ class FileHasher:
 
     def add_segment_hash(self, digest: bytes, length: int) -> None:
         """Add a whole aligned segment (the last may be short) whose BLAKE3 is already known."""
-        assert self._segment_filled in (0, SEGMENT_BYTES), "segments are aligned"
+        assert self.is_aligned, "segments are aligned"
         if self._segment_filled:
             self._end_segment()
-        self._segments.append(digest)
+        self._add_segments(digest, 1)
         self._size += length
+
+    def add_zeros(self, length: int) -> None:
+        """Add a run of zeros of any length without hashing whole segments of it."""
+        if not self.is_aligned:
+            part = min(length, SEGMENT_BYTES - self._segment_filled)
+            self.update(memoryview(_ZEROS)[:part])
+            length -= part
+        whole, rest = divmod(length, SEGMENT_BYTES)
+        if whole:
+            if self._segment_filled:
+                self._end_segment()
+            self._add_segments(_ZERO_SEGMENT, whole)
+            self._size += whole * SEGMENT_BYTES
+        if rest:
+            self.update(memoryview(_ZEROS)[:rest])
 
     def content(self) -> ObjectId:
         """The content id of everything given so far; more may follow."""
-        hashes = list(self._segments)
-        if self._segment_filled or not hashes:
-            hashes.append(self._segment.digest())
-        if len(hashes) == 1:
-            return ObjectId(hashes[0])
-        return ObjectId(content_id(b"".join(hashes)))
+        if self._segments == 0:
+            return ObjectId(self._segment.digest())
+        if self._segment_filled == 0:
+            return ObjectId(self._first if self._segments == 1 else self._joined.digest())
+        joined = self._joined.copy()
+        joined.update(self._segment.digest())
+        return ObjectId(joined.digest())
+
+    def _add_segments(self, digest: bytes, count: int) -> None:
+        """`count` segments in a row that all have this hash."""
+        if self._segments == 0:
+            self._first = digest
+        self._segments += count
+        while count > 0:
+            self._joined.update(digest * min(count, _SEGMENTS_JOINED))
+            count -= _SEGMENTS_JOINED
 
     def _end_segment(self) -> None:
-        self._segments.append(self._segment.digest())
+        self._add_segments(self._segment.digest(), 1)
         self._segment = blake3()
         self._segment_filled = 0

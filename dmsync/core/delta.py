@@ -20,7 +20,8 @@ else:
 
 LEVEL: Final = 3
 PATCH_LEVEL: Final = 6
-"""Changed pages are few: a third smaller than at level 3 for a fifth more time (decisions)."""
+"""Changed pages are few: a third smaller than at level 3 for a fifth more time
+(protocol/decisions/0001-pack-format.md)."""
 WINDOW_BYTES_MAX: Final = 16 * 1024 * 1024
 """More than the largest object (a page with 64 attributes) needs."""
 PREFIX_BYTES_MIN: Final = 8

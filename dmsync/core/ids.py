@@ -30,7 +30,8 @@ _CONTEXTS: Final = {
     Kind.COMMIT: "dmsync 2026-11-21 commit v1",
     Kind.TAG: "dmsync 2026-11-21 tag v1",
 }
-_CONTENT_CONTEXT: Final = "dmsync 2026-11-21 file content v1"
+CONTENT_CONTEXT: Final = "dmsync 2026-11-21 file content v1"
+"""Of the identity of a file longer than one segment: a hash of its segments' joined hashes."""
 
 
 def object_id(kind: Kind, data: bytes | memoryview) -> ObjectId:
@@ -38,11 +39,6 @@ def object_id(kind: Kind, data: bytes | memoryview) -> ObjectId:
     if kind is Kind.CHUNK:
         return ObjectId(blake3(data).digest())
     return ObjectId(blake3(data, derive_key_context=_CONTEXTS[kind]).digest())
-
-
-def content_id(segment_hashes: bytes) -> bytes:
-    """Identity of a file longer than one segment, from its segments' joined BLAKE3 hashes."""
-    return blake3(segment_hashes, derive_key_context=_CONTENT_CONTEXT).digest()
 
 
 def short_key(oid: ObjectId) -> bytes:

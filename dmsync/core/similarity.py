@@ -15,7 +15,8 @@ from dmsync.core.delta import compress, decompress
 from dmsync.core.records import SIMILAR_PAGE_BYTES, BaseSlice
 
 PIECE_BYTES: Final = (64, 256, 1024)
-"""Minimum, average, maximum. Four times larger ones find a third less (decisions)."""
+"""Minimum, average, maximum. Four times larger ones find a third less
+(protocol/decisions/0001-pack-format.md)."""
 COMMON_PIECE_PAGES: Final = 8
 """A piece found in more pages (zeros, page headers) says nothing about likeness."""
 PAGES_PER_CHUNK_MAX: Final = 32

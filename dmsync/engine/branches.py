@@ -7,6 +7,7 @@ from dmsync.core.events import (
     Event,
     HeadSwitched,
     RefChanged,
+    TreeSwitchFinished,
     WorkingDropped,
     WorkingSaved,
 )
@@ -47,6 +48,10 @@ class SwitchSummary:
     files_removed: int = 0
     bytes_written: int = 0
     changes: tuple[Change, ...] = ()
+    withheld: tuple[bytes, ...] = ()
+    """Devices that were recorded but not made, for want of trust or rights."""
+    unapplied: tuple[bytes, ...] = ()
+    """Paths whose owner, setuid, capability or attributes were recorded but not applied."""
 
 
 def list_branches(store: Store, dot: DotRow) -> list[BranchSummary]:
@@ -107,6 +112,8 @@ def delete_branch(store: Store, dot: DotRow, name: str) -> tuple[ObjectId, str |
         saved = store.catalog.working(dot.dot, name)
         if saved is not None:
             events.append(WorkingDropped(dot.dot, name))
+        if trees.pending_switch(store, dot.dot, name) is not None and place is not None:
+            events.append(TreeSwitchFinished(dot.dot, name))
         if place is not None:
             saved = trees.save_working(store, dot.dot, place, "branch deletion", None)
         stash = _stash(store, dot, saved, "branch-deletion", events)
@@ -155,6 +162,8 @@ def checkout(
     create: bool = False,
     revision: str | None = None,
     discard: bool = False,
+    accept_moved_tree: bool = False,
+    trusted: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> SwitchSummary:
@@ -167,8 +176,10 @@ def checkout(
     Raises:
         RevisionNotFound, AlreadyExists (with `create`).
     """
-    with trees.ready(store, dot.dot, progress):
+    is_attached = store.catalog.tree(dot.dot) is not None
+    with trees.ready(store, dot.dot, progress, finish=not is_attached):
         head = store.catalog.head(dot.dot)
+        pending = trees.pending_switch(store, dot.dot, head)
         events: list[Event] = []
         if create:
             tip: ObjectId | None = _start_point(store, dot, branch, revision)
@@ -181,20 +192,22 @@ def checkout(
         target = store.catalog.working(dot.dot, branch) or tip
         if dry_run:
             return SwitchSummary(branch, tip, changes=_would_change(store, dot, head, target))
-        if branch == head:
-            place = trees.make_place(store, dot.dot, branch, progress)
+        if branch == head and pending is None:
+            trees.make_place(store, dot.dot, branch, progress)
             return SwitchSummary(branch, tip)
         events.append(HeadSwitched(dot.dot, branch))
-        if store.catalog.tree(dot.dot) is None:
+        if not is_attached:
             with store.transaction("checkout") as tx:
                 for event in events:
                     tx.append(event)
             trees.make_place(store, dot.dot, branch, progress)
             return SwitchSummary(branch, tip)
         place = trees.require_place(store, dot.dot, head)
-        trees.check_place(store, dot.dot, place, accept_moved=False)
+        _accept_place(store, dot, place, accept_moved_tree)
         saved = None
-        if not discard:
+        if pending is not None:
+            trees.stash_found(store, dot.dot, pending, progress)
+        elif not discard:
             saved = trees.save_working(store, dot.dot, place, "checkout", progress)
         if saved is not None:
             events.insert(0, WorkingSaved(dot.dot, head, saved, "checkout"))
@@ -207,9 +220,17 @@ def checkout(
             target=target,
             events=events,
             command="checkout",
+            trusted=trusted,
             progress=progress,
         )
     return _switched(branch, tip, None, result)
+
+
+def _accept_place(store: Store, dot: DotRow, place: trees.TreePlace, accept_moved: bool) -> None:
+    """Check that the attached directory is the recorded one, or take the one that is there."""
+    if accept_moved:
+        trees.record_moved(store, dot.dot, place)
+    trees.check_place(store, dot.dot, place, accept_moved=accept_moved)
 
 
 def _existing_tip(store: Store, dot: DotRow, branch: str, head: str) -> ObjectId | None:
@@ -238,6 +259,8 @@ def _switched(
         result.files_written,
         result.names_removed,
         result.bytes_written,
+        withheld=tuple(result.withheld),
+        unapplied=tuple(result.unapplied),
     )
 
 
@@ -259,6 +282,8 @@ def reset(
     *,
     hard: bool = False,
     discard: bool = False,
+    accept_moved_tree: bool = False,
+    trusted: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> SwitchSummary:
@@ -271,7 +296,7 @@ def reset(
         WouldLose: uncommitted changes would go and `hard` was not given.
         RevisionNotFound: no such commit.
     """
-    with trees.ready(store, dot.dot, progress):
+    with trees.ready(store, dot.dot, progress, finish=False):
         branch = store.catalog.head(dot.dot)
         tip = trees.branch_tip(store, dot.dot, branch)
         if tip is None:
@@ -286,7 +311,7 @@ def reset(
         stash = None
         events: list[Event] = []
         if place is not None:
-            trees.check_place(store, dot.dot, place, accept_moved=False)
+            _accept_place(store, dot, place, accept_moved_tree)
             if not hard:
                 _refuse_uncommitted(store, dot, place, tip)
             if not discard:
@@ -303,6 +328,7 @@ def reset(
             target=target,
             events=events,
             command="reset",
+            trusted=trusted,
             progress=progress,
         )
     return _switched(branch, target, stash, result, dropped)

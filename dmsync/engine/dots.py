@@ -14,16 +14,20 @@ from dmsync.core.events import (
     RefChanged,
     TreeAttached,
     TreeDetached,
+    TreeSwitchStarted,
     UpstreamSet,
 )
 from dmsync.core.ids import DOT_ID_BYTES, DotId
 from dmsync.core.names import DotName, check_dot_name, parse_dot_name
+from dmsync.core.pages import directory_entries
 from dmsync.engine import trees
 from dmsync.engine.branches import BranchSummary, commit_count, list_branches
+from dmsync.engine.capture import Progress
 from dmsync.engine.store import Store
 from dmsync.errors import (
     AlreadyExists,
     DotNotFound,
+    PathNotFound,
     RemoteNotFound,
     StorageFailed,
     UsageError,
@@ -70,8 +74,19 @@ def display_name(store: Store, namespace: str, name: str) -> str:
 
 
 def find_dot(store: Store, text: str) -> DotRow:
-    """The dot of that name, `[namespace/]dot`. Raises DotNotFound, InvalidName."""
-    return _find(store, parse_dot_name(text))
+    """The dot of that name, `[namespace/]dot`.
+
+    Raises:
+        DotNotFound, InvalidName; UsageError: a branch or subdot, which would go unheeded here.
+    """
+    expression = parse_dot_name(text)
+    for what, part in (("branch @", expression.branch), ("subdot .", expression.subdot)):
+        if part is not None:
+            raise UsageError(
+                f"{text}: a dot's name alone is expected here, without the {what}{part}",
+                hint=f"dm checkout {part} chooses the branch" if "@" in what else "",
+            )
+    return _find(store, expression)
 
 
 def _find(store: Store, expression: DotName) -> DotRow:
@@ -146,15 +161,130 @@ def _attachable(store: Store, dot: DotId, at: str, as_root: bool) -> TreeAttache
     path = os.path.realpath(at)
     if not os.path.isdir(path):
         raise UsageError(f"{at} is not a directory", hint="make it first")
-    home = os.path.realpath(store.home)
+    refuse_overlap(at, store.home)
+    refuse_attached(store, at)
+    found = os.stat(path)
+    return TreeAttached(dot, os.fsencode(path), as_root, found.st_dev, found.st_ino)
+
+
+def refuse_overlap(at: str, home: str) -> None:
+    """Raises UsageError: the directory holds the store or lies in it (which need not exist)."""
+    path, home = os.path.realpath(at), os.path.realpath(home)
     if path == home or path.startswith(home + os.sep) or home.startswith(path.rstrip("/") + os.sep):
         raise UsageError(f"{at} and the store {home} lie within one another")
-    found = os.stat(path)
+
+
+def refuse_attached(store: Store, at: str) -> None:
+    """Raises UsageError: the directory `at`, which exists, is the tree of a dot."""
+    found = os.stat(at)
     for row in store.catalog.dots():
-        tree = store.catalog.tree(row.dot)
-        if tree is not None and (tree.device, tree.inode) == (found.st_dev, found.st_ino):
+        if _is_tree_of(store, row.dot, found):
             raise UsageError(f"{at} is attached to the dot {row.name} already")
-    return TreeAttached(dot, os.fsencode(path), as_root, found.st_dev, found.st_ino)
+
+
+def _is_tree_of(store: Store, dot: DotId, found: os.stat_result) -> bool:
+    tree = store.catalog.tree(dot)
+    return tree is not None and (tree.device, tree.inode) == (found.st_dev, found.st_ino)
+
+
+def refuse_target(store: Store, at: str, dot: DotId | None) -> None:
+    """Refuse a directory that a clone cannot be written into: it may be missing, or be empty.
+
+    `dot`: whose tree it may be already, from a clone that was run before.
+
+    Raises:
+        UsageError: no directory, not empty, overlapping the store, attached.
+    """
+    refuse_overlap(at, store.home)
+    if not os.path.lexists(at):
+        return
+    if not os.path.isdir(at):
+        raise UsageError(f"{at} is not a directory")
+    if dot is not None and _is_tree_of(store, dot, os.stat(at)):
+        return
+    refuse_attached(store, at)
+    try:
+        is_empty = not os.listdir(at)
+    except OSError as exc:
+        raise UsageError(f"cannot read {at}: {exc.strerror}") from exc
+    if not is_empty:
+        raise UsageError(f"{at} is not empty", hint="give a new or an empty directory")
+
+
+def attach_dot(
+    store: Store, row: DotRow, *, at: str, as_root: bool, progress: Progress | None = None
+) -> bytes:
+    """Make the directory `at` the tree of a dot that has none, and write its branch out there.
+
+    Journaled like every switch: a kill leaves no attachment or one that the next command
+    completes. Returns the directory's path.
+
+    Raises:
+        UsageError: see refuse_target; the dot has a tree elsewhere, or subdots that `at` cannot
+            be without `as_root`. StorageFailed: the directory cannot be made.
+    """
+    with trees.ready(store, row.dot, progress):
+        refuse_target(store, at, row.dot)
+        tree = store.catalog.tree(row.dot)
+        if tree is not None and os.path.isdir(at) and _is_tree_of(store, row.dot, os.stat(at)):
+            return tree.path
+        _refuse_other_tree(store, row)
+        if not as_root:
+            _refuse_subdots(store, row.dot)
+        _make_directory(at)
+        branch = store.catalog.head(row.dot)
+        tip = trees.branch_tip(store, row.dot, branch)
+        attached = _attachable(store, row.dot, at, as_root)
+        with store.transaction("clone") as tx:
+            tx.append(attached)
+            if tip is not None:
+                tx.append(TreeSwitchStarted(row.dot, branch, None, tip, "clone"))
+        if tip is not None:
+            trees.switch_tree(
+                store,
+                row.dot,
+                branch=branch,
+                target=tip,
+                events=(),
+                command="clone",
+                progress=progress,
+            )
+        return attached.path
+
+
+def _refuse_other_tree(store: Store, row: DotRow) -> None:
+    tree = store.catalog.tree(row.dot)
+    if tree is not None:
+        raise UsageError(f"{row.name} is attached to {os.fsdecode(tree.path)} already")
+    trees_dir = os.path.dirname(store.layout.tree_dir(row.dot, MASTER))
+    if os.path.isdir(trees_dir) and os.listdir(trees_dir):
+        raise UsageError(
+            f"{row.name} has working trees in the store already",
+            hint="dm dot path prints where",
+        )
+
+
+def _refuse_subdots(store: Store, dot: DotId) -> None:
+    """A directory that stands for one subdot cannot hold another one."""
+    for branch in store.catalog.branches(dot):
+        root = store.root(dot, branch.target)
+        for entry in directory_entries(store.objects(dot), root.tree):
+            if entry.name != trees.DEFAULT_SUBDOT:
+                raise UsageError(
+                    f"branch {branch.short_name} has the subdot {os.fsdecode(entry.name)}: "
+                    f"the directory of --at is {os.fsdecode(trees.DEFAULT_SUBDOT)} alone",
+                    hint="--as-root makes it the whole tree (the commits are here already)",
+                )
+
+
+def _make_directory(path: str) -> None:
+    """Make a missing directory for its owner alone: a commit's own mode is given to it later."""
+    if os.path.isdir(path):
+        return
+    try:
+        os.makedirs(path, 0o700)
+    except OSError as exc:
+        raise StorageFailed(f"cannot make {path}: {exc.strerror}") from exc
 
 
 def switch_dot(store: Store, name: str) -> DotRow:
@@ -212,6 +342,10 @@ def dot_path(store: Store, text: str | None) -> bytes:
     """The directory to mount or write into, made when needed.
 
     `DOT[@BRANCH][.SUBDOT]`: default subdot `__default__`, whole tree `__root__`.
+
+    Raises:
+        DotNotFound: no such dot or branch. PathNotFound: no such subdot in an attached directory,
+            which is the user's: nothing is made there.
     """
     expression = None if text is None else parse_dot_name(text)
     row = resolve_dot(store, None) if expression is None else _find(store, expression)
@@ -230,6 +364,11 @@ def dot_path(store: Store, text: str | None) -> bytes:
         return place.path
     path = os.path.join(place.path, os.fsencode(subdot))
     if not os.path.isdir(path):
+        if place.attached:
+            raise PathNotFound(
+                f"no subdot {subdot} in {os.fsdecode(place.path)}",
+                hint=f"dm dot path {row.name}.{ROOT_SUBDOT} is the whole directory",
+            )
         _make_subdot(path)
     return path
 

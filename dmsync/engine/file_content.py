@@ -6,7 +6,7 @@ the same place is not offered to the writer at all.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -30,10 +30,12 @@ from dmsync.core.pages import (
     file_spans,
     write_manifest,
 )
+from dmsync.errors import BadObject
 
 assert FIXED_CHUNK_BYTES == SEGMENT_BYTES, "a chunk's id is its segment's hash"
-_ZERO_SEGMENT: Final = object_id(Kind.CHUNK, bytes(SEGMENT_BYTES))
 READ_BYTES: Final = 16 * FIXED_CHUNK_BYTES
+SPANS_PER_STEP: Final = 256
+"""Spans that checking a file takes in one step: at most so many chunks are read in it."""
 _CDC_HOLE_BYTES_MIN: Final = 1024 * 1024
 """Holes of content-defined files shorter than this are read as zeros."""
 SPARSE_BYTES_MAX: Final = 1 << 46
@@ -242,7 +244,7 @@ class ContentReader:
         before = OldSpans(self._store, old)
         for region in regions(iter(extents), size, FIXED_CHUNK_BYTES):
             if region.is_hole:
-                _add_zeros(hasher, region.length)
+                hasher.add_zeros(region.length)
                 yield Span(region.length, ZERO_RUN)
                 continue
             offset = region.offset
@@ -260,7 +262,7 @@ class ContentReader:
         self.bytes_hashed += len(data)
         if is_zero(data):
             if hasher:
-                _add_zeros(hasher, len(data))
+                hasher.add_zeros(len(data))
             if before != ZERO_RUN:
                 self.bytes_differing += len(data)
             return ZERO_RUN
@@ -281,7 +283,7 @@ class ContentReader:
         large_holes = _without_short_holes(extents, size)
         for region in regions(iter(large_holes), size, FIXED_CHUNK_BYTES):
             if region.is_hole:
-                _add_zeros(hasher, region.length)
+                hasher.add_zeros(region.length)
                 yield Span(region.length, ZERO_RUN)
                 continue
             rest = b""
@@ -296,14 +298,6 @@ class ContentReader:
                     yield Span(length, self._chunk(data, None, None))
                     start += length
                 rest = bytes(waiting[start:])
-
-
-def _add_zeros(hasher: FileHasher, length: int) -> None:
-    """Feed aligned zeros without hashing them."""
-    for _ in range(length // SEGMENT_BYTES):
-        hasher.add_segment_hash(_ZERO_SEGMENT, SEGMENT_BYTES)
-    if rest := length % SEGMENT_BYTES:
-        hasher.add_segment_hash(object_id(Kind.CHUNK, bytes(rest)), rest)
 
 
 def _without_short_holes(extents: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
@@ -337,3 +331,58 @@ def _maximal(spans: Iterator[Span]) -> Iterator[Span]:
 def _chained(first: Span, rest: Iterator[Span]) -> Iterator[Span]:
     yield first
     yield from rest
+
+
+# --- checking ----------------------------------------------------------------------------------
+
+
+def check_content(reader: ChunkReader, entry: Entry) -> Generator[None, None, None]:
+    """Check in small steps that a file entry's size and content are what its chunks say.
+
+    Aligned chunks of a segment count by their ids alone, so that a file in fixed layout is not
+    read; others are, one chunk at a time. That a chunk is as long as its span is for the caller
+    to check where the chunk is not read.
+
+    Raises:
+        BadObject: they are not. ObjectMissing, HashMismatch: a page or chunk cannot be read.
+    """
+    if entry.layout in (Layout.EMPTY, Layout.ZERO):
+        return  # decoding an entry checks all there is
+    if entry.layout is Layout.SINGLE:
+        if entry.size > SEGMENT_BYTES:
+            raise BadObject(f"a file of {entry.size} bytes is no single segment")
+        return
+    hasher = FileHasher()
+    zeros = 0
+    for number, span in enumerate(file_spans(reader, entry)):
+        if number % SPANS_PER_STEP == 0:
+            yield
+        if span.chunk == ZERO_RUN:
+            zeros += span.length
+            _check_zeros(zeros, entry.size)
+            hasher.add_zeros(span.length)
+        elif hasher.is_aligned and _is_segment(span, entry.size - hasher.size):
+            hasher.add_segment_hash(span.chunk, span.length)
+        else:
+            hasher.update(_chunk_of(reader, span))
+    if hasher.content() != entry.content:
+        raise BadObject("a file's content id is not what its chunks say")
+
+
+def _is_segment(span: Span, left: int) -> bool:
+    """Is the span, which begins a segment, the whole of it, `left` bytes before the file's end?"""
+    return span.length == min(SEGMENT_BYTES, left)
+
+
+def _check_zeros(zeros: int, size: int) -> None:
+    if zeros == size:
+        raise BadObject("a file of zeros only has a manifest")
+    if zeros > SPARSE_BYTES_MAX:
+        raise BadObject(f"a file with more than {SPARSE_BYTES_MAX} bytes of holes")
+
+
+def _chunk_of(reader: ChunkReader, span: Span) -> bytes:
+    data = reader.read(Kind.CHUNK, span.chunk)
+    if len(data) != span.length:
+        raise BadObject("a chunk is not as long as its span")
+    return data

@@ -72,8 +72,9 @@ def _resolve(store: Store, dot: DotRow, revision: Revision) -> ObjectId:
         ref, commit = _step(store, dot, revision, ref, commit, step)
     if commit is None:
         raise RevisionNotFound(
-            f"No commits match {revision.base}: branch {ref} has no commits yet"
-            if revision.is_head
+            f"No commits match {revision.base}: branch {ref.removeprefix('branch/')} has no "
+            "commits yet"
+            if revision.is_head and ref is not None
             else f"No commits match {revision.base}"
         )
     return commit
@@ -309,7 +310,16 @@ def read_path(store: Store, dot: DotRow, text: str) -> Iterator[bytes]:
     """
     path, entry = _find(store, dot, text)
     if entry.kind is not EntryKind.FILE:
-        raise PathNotFound(f"{path.decode('utf-8', 'backslashreplace')} is not a regular file")
+        if not path:
+            revision = text.removesuffix(":")
+            raise PathNotFound(
+                f"{revision} names a whole commit, not a file in it",
+                hint=f"dm ls {revision}: lists it, dm cat {revision}:PATH prints a file",
+            )
+        raise PathNotFound(
+            f"{path.decode('utf-8', 'backslashreplace')} is not a regular file",
+            hint=f"dm ls {text} lists it" if entry.kind is EntryKind.DIRECTORY else "",
+        )
     return _file_bytes(store, dot.dot, entry)
 
 

@@ -15,7 +15,6 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from typing import Final
 
 from dmsync.core.chunking import is_zero
@@ -27,11 +26,11 @@ from dmsync.engine.differences import joined
 from dmsync.engine.file_content import READ_BYTES, ChunkReader, FileMoved, buffers
 from dmsync.engine.recorded_tree import RecordedTree
 from dmsync.engine.safe_files import (
-    TEMPORARY_PREFIX,
     TreeDirectories,
     Xattrs,
     handle_path,
     inode_handle,
+    is_temporary,
     make_writable,
     open_file,
     open_tree,
@@ -40,6 +39,7 @@ from dmsync.engine.safe_files import (
     remove_name,
     shown,
     sync_filesystem,
+    temporary_name,
     translated,
 )
 from dmsync.engine.tree_scan import (
@@ -211,7 +211,6 @@ class _Restore:
         self._owners: dict[tuple[int, int], bytes] = {}
         self._directory_xattrs: dict[bytes, Xattrs] = {}
         self._filesystems: dict[int, bytes] = {}
-        self._temporary = count()
         self._files_seen = 0
         self._baseline = Baseline(0)
         self._result = RestoreResult(StatCache(target, Spool()))
@@ -328,10 +327,10 @@ class _Restore:
         if b"." in directory.before:
             directory.after[b"."] = directory.before.pop(b".")
         for name, live in directory.before.items():
-            if name not in wanted and (not is_socket(live) or name.startswith(TEMPORARY_PREFIX)):
+            if name not in wanted and (not is_socket(live) or is_temporary(name)):
                 self._remove(directory, name)
         for name, live in directory.before.items():
-            if name not in wanted and is_socket(live):
+            if name not in wanted and is_socket(live) and not is_temporary(name):
                 directory.after[name] = live
         subdirectories = []
         for name, entry in wanted.items():
@@ -357,7 +356,7 @@ class _Restore:
     def _remove(self, directory: _Directory, name: bytes) -> None:
         self._unlock(directory)
         remove_name(name, directory.fd, joined(directory.path, name))
-        self._result.names_removed += not name.startswith(TEMPORARY_PREFIX)
+        self._result.names_removed += not is_temporary(name)
 
     def _unlock(self, directory: _Directory) -> None:
         """About to change names in `directory`: its time and rights are set again at the end."""
@@ -450,7 +449,7 @@ class _Restore:
             return False
         self._unlock(directory)
         above, _, name = path.rpartition(b"/")
-        temporary = self._temporary_name()
+        temporary = temporary_name()
         os.link(
             name,
             temporary,
@@ -604,16 +603,13 @@ class _Restore:
 
     # --- new inodes ----------------------------------------------------------------------------
 
-    def _temporary_name(self) -> bytes:
-        return TEMPORARY_PREFIX + b"%d-%d" % (os.getpid(), next(self._temporary))
-
     def _rename(self, directory: _Directory, temporary: bytes, name: bytes) -> None:
         os.rename(temporary, name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
 
     def _make(self, directory: _Directory, entry: Entry) -> None:
         """Make the name anew under a temporary name and rename it into place."""
         self._unlock(directory)
-        temporary = self._temporary_name()
+        temporary = temporary_name()
         if not self._make_inode(directory, entry, temporary):
             if entry.name in directory.before:
                 remove_name(entry.name, directory.fd, joined(directory.path, entry.name))

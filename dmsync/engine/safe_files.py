@@ -9,18 +9,19 @@ inode that was opened.
 import ctypes
 import errno
 import os
+import re
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from typing import Final
 
 from dmsync.errors import StorageFailed, StorageFull
 
 DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-TEMPORARY_PREFIX: Final = b".dm-tmp-"
-"""Names that restore uses while it writes: capture never sees them, restore removes them."""
+_TEMPORARY_PREFIX: Final = b".dm-tmp-"
+_TEMPORARY: Final = re.compile(rb"\.dm-tmp-[0-9a-f]{16}")
 OPEN_LEVELS_MAX: Final = 64
 """Directory descriptors a walk holds; deeper ones are opened for as long as they are used."""
 
@@ -31,6 +32,17 @@ _FALLOC_FL_PUNCH_HOLE: Final = 2
 GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.ENXIO})
 """What opening a name says when it went away or became something else after it was listed."""
 DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
+
+
+def temporary_name() -> bytes:
+    """A new name for restore to use while it writes: 16 random hex digits behind a prefix."""
+    return _TEMPORARY_PREFIX + secrets.token_hex(8).encode()
+
+
+def is_temporary(name: bytes) -> bool:
+    """Is this such a name, of whichever run? Capture never sees them, restore removes them; a
+    file of the user's that merely begins so is none."""
+    return name.startswith(_TEMPORARY_PREFIX) and _TEMPORARY.fullmatch(name) is not None
 
 
 def translated(exc: OSError, what: str) -> StorageFailed | StorageFull:
@@ -286,14 +298,11 @@ def _remove_levels(name: bytes, directory_fd: int, path: bytes) -> list[bytes]:
     return moved
 
 
-_moves = count()
-
-
 def _move_up(names: list[bytes], fd: int, directory_fd: int, moved: list[bytes]) -> list[bytes]:
     """Move directories into `directory_fd` under temporary names; those that may not be moved."""
     left = []
     for name in names:
-        temporary = TEMPORARY_PREFIX + b"%d-deep-%d" % (os.getpid(), next(_moves))
+        temporary = temporary_name()
         try:
             os.rename(name, temporary, src_dir_fd=fd, dst_dir_fd=directory_fd)
             moved.append(temporary)

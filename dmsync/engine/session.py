@@ -7,8 +7,8 @@ end it. Owns no protocol rules: those are in wire.connection.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
-from typing import Final, TypeVar, cast
+from collections.abc import Iterable
+from typing import Final, TypeVar
 
 from dmsync.engine.ports import ByteStream
 from dmsync.errors import DmError, NetworkError, ProtocolError
@@ -51,19 +51,6 @@ async def in_steps(work: Iterable[object]) -> None:
     """Run a generator of small steps, letting the session breathe in between."""
     began = time.monotonic()
     for _ in work:
-        if time.monotonic() - began > STEP_S:
-            await asyncio.sleep(0)
-            began = time.monotonic()
-
-
-async def result_in_steps(work: Generator[None, None, _MessageT]) -> _MessageT:
-    """Like in_steps, for a generator that returns something."""
-    began = time.monotonic()
-    while True:
-        try:
-            next(work)
-        except StopIteration as stop:
-            return cast(_MessageT, stop.value)
         if time.monotonic() - began > STEP_S:
             await asyncio.sleep(0)
             began = time.monotonic()

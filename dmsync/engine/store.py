@@ -12,7 +12,7 @@ from dmsync.core.events import UNIQUE_ID_BYTES
 from dmsync.core.ids import DotId, Kind, ObjectId
 from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, commit_from_bytes
 from dmsync.engine.settings import EngineSettings
-from dmsync.errors import ObjectMissing, RevisionNotFound
+from dmsync.errors import ObjectMissing, RevisionNotFound, StorageFailed, StorageFull
 from dmsync.storage.catalog import Catalog, Transaction
 from dmsync.storage.layout import Layout, create_store, open_store
 from dmsync.storage.locks import FileLock
@@ -67,9 +67,17 @@ class Store:
         """The objects of one dot; opened once, whichever threads ask."""
         with self._objects_lock:
             if dot not in self._objects:
-                self.layout.make_dot_dirs(dot)
+                self._make_dot_dirs(dot)
                 self._objects[dot] = ObjectStore(self.layout.dot_dir(dot))
             return self._objects[dot]
+
+    def _make_dot_dirs(self, dot: DotId) -> None:
+        try:
+            self.layout.make_dot_dirs(dot)
+        except (StorageFull, StorageFailed):
+            # A backup may lack the empty directories: reading needs none of them.
+            if not os.path.isdir(self.layout.packs_dir(dot)):
+                raise
 
     def read_commit(self, dot: DotId, commit: ObjectId) -> bytes:
         """A commit for the replay of the log, which also tells of dots that lie in the trash."""

@@ -6,8 +6,9 @@ a generator of small steps (one page each) so that a session stays alive meanwhi
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
+from dmsync.core.chunking import SEGMENT_BYTES
 from dmsync.core.ids import ObjectId
 from dmsync.core.objects import TREE_DEPTH_MAX, Entry, EntryKind, Layout
 from dmsync.core.pages import (
@@ -22,13 +23,18 @@ from dmsync.core.pages import (
 from dmsync.errors import BadObject
 
 Steps = Generator[None, None, None]
+FileKey = tuple[int, bytes, ObjectId]
+"""Size, content id and manifest of a file: equal ones need one check."""
 
 
 @dataclass(slots=True)
 class ObjectSet:
-    """Ids by what they are: a peer that names a page where a chunk belongs must not pass."""
+    """Ids by what they are: a peer that names a page where a chunk belongs must not pass.
 
-    chunks: set[ObjectId] = field(default_factory=set)
+    `chunks`: id -> length in bytes.
+    """
+
+    chunks: dict[ObjectId, int] = field(default_factory=dict)
     directories: set[ObjectId] = field(default_factory=set)
     manifests: set[ObjectId] = field(default_factory=set)
 
@@ -42,16 +48,19 @@ class AddedObjects:
 
     `chunks`: id -> (length, the chunk at the same place in the old root or None), in manifest
     order. `pages`: id -> (type, the page in the same place or None), children before parents.
-    `replaced`: what the comparison showed to be in the old root.
+    `replaced`: what the comparison showed to be in the old root. `files`: entries with a manifest
+    whose content the old root does not vouch for, once for each (size, content, tree); only
+    collected where pages are not trusted.
     """
 
     chunks: dict[ObjectId, tuple[int, ObjectId | None]] = field(default_factory=dict)
     pages: dict[ObjectId, tuple[int, ObjectId | None]] = field(default_factory=dict)
     replaced: ObjectSet = field(default_factory=ObjectSet)
+    files: dict["FileKey", Entry] = field(default_factory=dict)
 
     def add_to(self, known: ObjectSet) -> None:
         """Record everything listed as known."""
-        known.chunks.update(self.chunks)
+        known.chunks.update((chunk, length) for chunk, (length, _) in self.chunks.items())
         for page, (page_type, _) in self.pages.items():
             known.pages(page_type).add(page)
 
@@ -61,7 +70,7 @@ class RootComparison:
 
     `known` holds what needs no listing, such as the objects of an earlier commit of the same
     transfer; what is below a known page is known too. With `trusted` False
-    every page that only `new` has is checked to be canonical.
+    every page that only `new` has is checked to be canonical, and a chunk to have one length.
     """
 
     def __init__(
@@ -95,8 +104,9 @@ class RootComparison:
         for old_file, new_file, tree in self._files:
             yield from self._compare_manifest(old_file, new_file, tree)
         self._files.clear()
-        for chunk in self.added.chunks.keys() & self.added.replaced.chunks:
-            del self.added.chunks[chunk]  # it only moved
+        for chunk in self.added.chunks.keys() & self.added.replaced.chunks.keys():
+            length, _ = self.added.chunks.pop(chunk)  # it only moved
+            self._check_length(length, self.added.replaced.chunks[chunk])
         # pages were met parents first, level by level
         self.added.pages = dict(reversed(self._pages_down))
 
@@ -138,7 +148,7 @@ class RootComparison:
 
     def _saw_replaced(self, entry: Entry) -> None:
         if entry.layout is Layout.SINGLE:
-            self.added.replaced.chunks.add(ObjectId(entry.content))
+            self.added.replaced.chunks[ObjectId(entry.content)] = entry.size
         elif entry.tree is not None:
             page_type = DIRECTORY if entry.kind is EntryKind.DIRECTORY else MANIFEST
             self.added.replaced.pages(page_type).add(entry.tree)
@@ -147,6 +157,8 @@ class RootComparison:
 
     def _compare_file(self, old: Entry | None, new: Entry) -> Steps:
         base = old if old is not None and old.kind is EntryKind.FILE else None
+        if not self._trusted:
+            self._note_unproven(base, new)
         if new.layout is Layout.SINGLE:
             self._add_chunk(ObjectId(new.content), new.size, _single_chunk(base))
         elif new.tree is not None and new.tree not in self._known.manifests:
@@ -156,6 +168,16 @@ class RootComparison:
             else:
                 yield from self._compare_manifest(base, new, new.tree)
 
+    def _note_unproven(self, old: Entry | None, new: Entry) -> None:
+        """Remember a file that is not just the old one with other metadata."""
+        if new.layout is Layout.SINGLE and new.size > SEGMENT_BYTES:
+            raise BadObject(f"a file of {new.size} bytes is no single segment")
+        if new.tree is None:
+            return
+        key = (new.size, new.content, new.tree)
+        if old is None or (old.size, old.content, old.tree) != key:
+            self.added.files.setdefault(key, new)
+
     def _compare_manifest(self, base: Entry | None, new: Entry, tree: ObjectId) -> Steps:
         if tree in self.added.replaced.manifests:  # unchanged, or moved
             return
@@ -163,9 +185,9 @@ class RootComparison:
         yield from frontier.steps()
         aligned = base is not None and base.layout is new.layout is Layout.FIXED
         replaced: dict[int, ObjectId] = {}
-        for offset, _, chunk in frontier.old_spans():
+        for offset, length, chunk in frontier.old_spans():
             if chunk != ZERO_RUN:
-                self.added.replaced.chunks.add(chunk)
+                self.added.replaced.chunks[chunk] = length
                 if aligned:
                     replaced[offset] = chunk
         single = _single_chunk(base)
@@ -176,8 +198,14 @@ class RootComparison:
         yield
 
     def _add_chunk(self, chunk: ObjectId, length: int, base: ObjectId | None) -> None:
-        if chunk not in self._known.chunks:
-            self.added.chunks.setdefault(chunk, (length, base))
+        known = self._known.chunks.get(chunk)
+        if known is None:
+            known, _ = self.added.chunks.setdefault(chunk, (length, base))
+        self._check_length(length, known)
+
+    def _check_length(self, length: int, known: int) -> None:
+        if length != known and not self._trusted:
+            raise BadObject("a chunk is not as long as its span")
 
     # --- pages ----------------------------------------------------------------------------------
 
@@ -248,9 +276,12 @@ class _PagePair:
 
     def _descend_new(self, level: int, bases: dict[int, ObjectId]) -> Steps:
         below: list[_Located] = []
+        met: set[ObjectId] = set()
         for offset, page_id in self._new:
-            if self._owner.is_known_page(page_id, self._type):
+            # once is enough for a page that repeats (zeros, or a hostile peer's tower of them)
+            if page_id in met or self._owner.is_known_page(page_id, self._type):
                 continue
+            met.add(page_id)
             page = self._read(page_id, level, is_new=True)
             self._owner.met_new_page(page_id, self._type, bases.get(offset))
             if level == 0:
@@ -261,7 +292,11 @@ class _PagePair:
 
     def _descend_old(self, level: int) -> Steps:
         below: list[_Located] = []
+        met: set[ObjectId] = set()
         for offset, page_id in self._old:
+            if page_id in met:
+                continue
+            met.add(page_id)
             page = self._read(page_id, level, is_new=False)
             self._owner.added.replaced.pages(self._type).add(page_id)
             if level == 0:
@@ -308,7 +343,3 @@ def _spans(leaves: list[tuple[int, Page]]) -> Iterator[tuple[int, int, ObjectId]
         for span in page.items:
             yield offset, span.length, span.chunk
             offset += span.length
-
-
-PAGE_RAW_BYTES_GUESS: Final = 4096
-"""For progress totals only: the plan does not read sizes of pages and commits."""

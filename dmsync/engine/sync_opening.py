@@ -1,11 +1,12 @@
 """Opening a session as a client: greeting, naming a dot, classifying commits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dmsync import __version__
 from dmsync.core.graph import GraphView, ancestors_difference
 from dmsync.core.ids import DotId, ObjectId
+from dmsync.engine.background import in_thread
 from dmsync.engine.ports import SyncStore
 from dmsync.engine.session import Session
 from dmsync.errors import ProtocolError, RevisionNotFound
@@ -19,6 +20,9 @@ from dmsync.wire.messages import (
     RefValue,
 )
 from dmsync.wire.negotiation import Negotiator
+
+Greeted = Callable[[], None]
+"""Called once the other side has proven to be a dm server: an address is worth remembering."""
 
 
 def hello(store: SyncStore) -> Hello:
@@ -66,11 +70,20 @@ class RemoteDot:
 
 
 async def open_dot(
-    session: Session, store: SyncStore, ask: Refs, probe: Sequence[ObjectId] = ()
+    session: Session,
+    store: SyncStore,
+    ask: Refs,
+    probe: Sequence[ObjectId] = (),
+    greeted: Greeted | None = None,
 ) -> tuple[RemoteDot, KnownReply | None]:
-    """Greet and name a dot in one round trip; `probe` commits are asked about along with it."""
+    """Greet and name a dot in one round trip; `probe` commits are asked about along with it.
+
+    `greeted` is called, in a thread, when a dm server has answered.
+    """
     await session.send(hello(store), ask, *([KnownQuery(tuple(probe))] if probe else []))
     peer = await session.expect(Hello)
+    if greeted is not None:
+        await in_thread(greeted)
     pages = [await session.expect(RefsReply)]
     while not pages[-1].last:
         pages.append(await session.expect(RefsReply))

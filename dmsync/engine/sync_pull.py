@@ -6,6 +6,7 @@ Incoming data is quarantined and its closure proven exactly as a server does wit
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from dmsync.core.events import (
@@ -18,9 +19,11 @@ from dmsync.core.events import (
 )
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import check_dot_name, check_namespace
+from dmsync.engine.background import in_thread, steps_in_thread
 from dmsync.engine.ports import ByteStream, Silent, SyncProgress, SyncStore, TargetTree
-from dmsync.engine.session import Session, result_in_steps
+from dmsync.engine.session import Session
 from dmsync.engine.sync_opening import (
+    Greeted,
     RemoteDot,
     graph_of,
     hello,
@@ -148,8 +151,11 @@ async def fetch(
     request: FetchRequest,
     hooks: TargetTree | None = None,
     progress: SyncProgress | None = None,
+    greeted: Greeted | None = None,
 ) -> FetchSummary:
     """Fetch over `stream`, which is closed afterwards; local branches move as `request.move` says.
+
+    `greeted`: see open_dot.
 
     Raises:
         DotNotFound, RevisionNotFound (no such branch there), Diverged and its kin (the commits
@@ -157,7 +163,9 @@ async def fetch(
         NotADmServer, ProtocolError, Corruption (the remote sent what does not add up).
     """
     async with Session(stream, Role.CLIENT) as session:
-        fetching = _Fetching(store, session, request, hooks or TargetTree(), progress or Silent())
+        fetching = _Fetching(
+            store, session, request, hooks or TargetTree(), progress or Silent(), greeted
+        )
         return await fetching.run()
 
 
@@ -218,6 +226,11 @@ async def list_remote_dots(store: SyncStore, stream: ByteStream) -> list[DotValu
                 return dots
 
 
+def _written(namespace: str, name: str) -> str:
+    """A dot's name as users write it."""
+    return f"{namespace}/{name}" if namespace else name
+
+
 @dataclass
 class _Fetching:
     store: SyncStore
@@ -225,6 +238,7 @@ class _Fetching:
     request: FetchRequest
     hooks: TargetTree
     progress: SyncProgress
+    greeted: Greeted | None = None
     began_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -236,13 +250,14 @@ class _Fetching:
             actor=self.request.actor,
         )
         self.done: Done | None = None
+        self.incoming: Incoming | None = None
         self.eager = False
         self.rewound = False
         self.resumed_objects = 0
 
     async def run(self) -> FetchSummary:
         remote, probed = await self._open()
-        dot = self._local_dot(remote)
+        dot = await in_thread(partial(self._local_dot, remote))
         self.log.dot = dot
         self.rewound = self._is_rewound(dot, remote)
         wanted = self._wanted(remote)
@@ -250,21 +265,30 @@ class _Fetching:
         graph = graph_of(self.store, dot)
         wants = [c for c in dict.fromkeys(wanted.values()) if not graph.has(c)]
         if not wants or self.request.dry_run:
-            return self._conclude(dot, remote, wanted, [], None)
+            return await in_thread(partial(self._conclude, dot, remote, wanted, [], None))
         heads = self._local_heads(dot)
         frontier = await negotiate(self.session, graph, heads, remote.tips(), probed)
-        incoming = Incoming(self.session, self.store.objects(dot), self.progress, reveal=True)
         try:
+            incoming = await in_thread(partial(self._open_quarantine, dot))
             await self._receive(dot, wants, frontier.heads, incoming)
             self.progress.phase("checking")
-            commits = await result_in_steps(prove_closure(incoming, graph.has, wants))
-            incoming.quarantine.promote()
-            return self._conclude(dot, remote, wanted, commits, incoming)
+            commits = await steps_in_thread(prove_closure(incoming, graph.has, wants))
+            return await in_thread(partial(self._conclude, dot, remote, wanted, commits, incoming))
         except DmError as exc:
-            self.log.record_failure(exc)
+            await in_thread(partial(self.log.record_failure, exc))
             raise
         finally:
-            incoming.quarantine.close()
+            await in_thread(self._close)
+
+    def _open_quarantine(self, dot: DotId) -> Incoming:
+        objects = self.store.objects(dot)
+        self.incoming = Incoming(self.session, objects, self.progress, reveal=True)
+        return self.incoming
+
+    def _close(self) -> None:
+        self.log.close()
+        if self.incoming is not None:
+            self.incoming.quarantine.close()
 
     # --- what is where ------------------------------------------------------------------------
 
@@ -272,16 +296,16 @@ class _Fetching:
         request = self.request
         ask = Refs(request.dot, request.remote_namespace, request.remote_name, Intent.PULL)
         probe = [] if request.dot is None else self._local_heads(request.dot)[:PROBED_HEADS_MAX]
-        remote, answer = await open_dot(self.session, self.store, ask, probe)
+        remote, answer = await open_dot(self.session, self.store, ask, probe, self.greeted)
         if remote.dot is None:
-            name = request.remote_name or (request.dot.hex()[:12] if request.dot else "")
             raise DotNotFound(
-                f"no dot {remote.namespace}/{name} at {request.remote}, or not for you",
+                f"no dot {self._asked_name()} at {request.remote}, or not for you",
                 hint="dm list shows local dots; ask its owner for access to a remote one",
             )
         if request.dot is not None and remote.dot != request.dot:
             raise DotIdClash(
-                f"Cannot reconcile: {remote.namespace}/{remote.name} at {request.remote} is "
+                f"Cannot reconcile: {_written(remote.namespace, remote.name or '')} at "
+                f"{request.remote} is "
                 f"another dot ({remote.dot.hex()[:12]}) than the local one "
                 f"({request.dot.hex()[:12]})",
                 hint="clone it under another name: dm clone --local-name",
@@ -290,6 +314,15 @@ class _Fetching:
         if answer is not None and len(answer.states) != len(probe):
             raise ProtocolError("KNOWN_REPLY does not answer the ids asked")
         return remote, states
+
+    def _asked_name(self) -> str:
+        """The dot as it was named for the remote: by the user, an upstream, or as it is here."""
+        request = self.request
+        if request.remote_name is not None:
+            return _written(request.remote_namespace or "", request.remote_name)
+        row = None if request.dot is None else self.store.catalog.dot(request.dot)
+        assert row is not None, "a dot is asked for by its name unless it is here"
+        return _written(row.namespace, row.name)
 
     def _local_dot(self, remote: RemoteDot) -> DotId:
         """The dot to fetch into, checked against what is here. Raises DotIdClash, AlreadyExists."""
@@ -307,15 +340,16 @@ class _Fetching:
             request.local_name,
         )
         if here is not None and is_named_otherwise and not is_deleted:
+            existing = _written(here.namespace, here.name)
             raise DotIdClash(
-                f"Cannot reconcile: this dot is here already, as {here.namespace}/{here.name}",
-                hint=f"dm pull {request.remote} {here.name}",
-                existing_name=f"{here.namespace}/{here.name}",
+                f"Cannot reconcile: this dot is here already, as {existing}",
+                hint=f"dm pull {request.remote} {existing}",
+                existing_name=existing,
             )
         taken = catalog.dot_by_name(namespace, request.local_name)
         if taken is not None and taken.dot != remote.dot:
             raise AlreadyExists(
-                f"Cannot reconcile: {namespace}/{request.local_name} is another dot here",
+                f"Cannot reconcile: {_written(namespace, request.local_name)} is another dot here",
                 hint="dm clone --local-name chooses another name",
             )
         if is_deleted and not request.dry_run:
@@ -376,7 +410,7 @@ class _Fetching:
                     reply = incoming.take_plan(message)
                     if not message.eager:
                         if message.last and message.objects_total:
-                            self.log.record_start()
+                            await in_thread(self.log.record_start)
                         await self.session.send(reply)
                     self.eager = message.eager
                 case Records():
@@ -402,7 +436,9 @@ class _Fetching:
         commits: list[ObjectId],
         incoming: Incoming | None,
     ) -> FetchSummary:
-        """Record commits, tracking refs and local refs in one transaction, then move trees."""
+        """Promote, record commits, tracking refs and local refs in one transaction, move trees."""
+        if incoming is not None:
+            incoming.quarantine.promote()
         catalog = self.store.catalog
         is_new = catalog.dot(dot) is None
         with ExitStack() as locked:
@@ -533,7 +569,7 @@ class _Conclusion:
         graph = catalog.graph(self.dot)
         if current is None or not graph.has(update.new):
             return current is not None
-        return decide(graph, update, current, lambda ref: ref).moves
+        return decide(graph, update, current, lambda ref: ref, role="pull").moves
 
     def _arrivals(self) -> list[Event]:
         request = self.request
@@ -614,7 +650,8 @@ class _Conclusion:
             if update.ref in self.kept or not graph.has(update.new):
                 continue
             current = ref_target(self.fetching.store, self.dot, update.ref)
-            decision = decide(graph, update, current, free_name, saved.get(update.ref))
+            dirty = saved.get(update.ref)
+            decision = decide(graph, update, current, free_name, dirty, role="pull")
             if isinstance(decision.error, NotFastForward):
                 # a local branch that is merely ahead is up to date for a pull
                 decision = replace(decision, status=RefStatus.AHEAD, error=None)

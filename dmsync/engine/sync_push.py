@@ -2,14 +2,16 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from dmsync.core.events import Event, RefChanged, RemoteObserved, UpstreamSet
 from dmsync.core.graph import ancestors_difference, is_ancestor, merge_bases
 from dmsync.core.ids import DotId, ObjectId
+from dmsync.engine.background import in_thread
 from dmsync.engine.ports import ByteStream, Silent, SyncProgress, SyncStore
 from dmsync.engine.session import Session, in_steps
-from dmsync.engine.sync_opening import Frontier, RemoteDot, negotiate, open_dot, ref_target
+from dmsync.engine.sync_opening import Frontier, Greeted, RemoteDot, negotiate, open_dot, ref_target
 from dmsync.engine.sync_records import (
     Outgoing,
     joined_records,
@@ -79,7 +81,10 @@ class PushedRef:
 
 @dataclass(frozen=True)
 class PushSummary:
-    """What a push did. `resumed_bytes` are decoded bytes the server held from a cut attempt."""
+    """What a push did. `resumed_bytes` are decoded bytes the server held from a cut attempt.
+
+    `bytes_planned`: what a dry run would send, before compression (pages are estimated).
+    """
 
     refs: tuple[PushedRef, ...]
     remote_namespace: str
@@ -95,6 +100,7 @@ class PushSummary:
     reencoded: int = 0
     elapsed_s: float = 0.0
     nothing_to_do: bool = False
+    bytes_planned: int = 0
 
 
 async def push(
@@ -102,8 +108,9 @@ async def push(
     stream: ByteStream,
     request: PushRequest,
     progress: SyncProgress | None = None,
+    greeted: Greeted | None = None,
 ) -> PushSummary:
-    """Push over `stream`, which is closed afterwards.
+    """Push over `stream`, which is closed afterwards; `greeted`: see open_dot.
 
     A push that was cut is run again: what the server holds durably is not sent again.
 
@@ -112,7 +119,8 @@ async def push(
         DotIdClash, AccessDenied, NetworkError, NotADmServer, ProtocolError.
     """
     async with Session(stream, Role.CLIENT) as session:
-        return await _Pushing(store, session, request, progress or Silent()).run()
+        pushing = _Pushing(store, session, request, progress or Silent(), greeted)
+        return await pushing.run()
 
 
 @dataclass
@@ -121,6 +129,7 @@ class _Pushing:
     session: Session
     request: PushRequest
     progress: SyncProgress
+    greeted: Greeted | None = None
     window: SendWindow = field(default_factory=SendWindow)
     began_s: float = field(default_factory=time.monotonic)
 
@@ -143,7 +152,7 @@ class _Pushing:
         remote = await self._open()
         updates = [u for u in map(self._with_lease, targets) if not self._is_done(u, remote)]
         if remote.dot is not None and not updates:
-            return self._nothing_to_do(targets, remote)
+            return await in_thread(partial(self._nothing_to_do, targets, remote))
         self._refuse_locally(updates, remote)
         frontier = await self._frontier(updates, remote)
         await in_steps(self.outgoing.add_commits(frontier.missing))
@@ -152,10 +161,9 @@ class _Pushing:
             return self._summary(remote, self._foreseen(updates, remote), None)
         try:
             result = await self._transfer(push, remote)
-        except DmError as exc:
-            self.log.record_failure(exc)
-            raise
-        return self._conclude(targets, remote, result)
+            return await in_thread(partial(self._conclude, targets, remote, result))
+        finally:
+            self.log.close()
 
     # --- what to push -------------------------------------------------------------------------
 
@@ -226,7 +234,7 @@ class _Pushing:
             raise DotNotFound("no such dot here")
         self.local_name = row.name
         ask = Refs(request.dot, request.remote_namespace, request.remote_name, Intent.PUSH)
-        remote, _ = await open_dot(self.session, self.store, ask)
+        remote, _ = await open_dot(self.session, self.store, ask, greeted=self.greeted)
         if remote.dot not in (None, request.dot):
             raise DotIdClash("the server answered with another dot", hint="this is a server error")
         return remote
@@ -297,6 +305,13 @@ class _Pushing:
     # --- sending ------------------------------------------------------------------------------
 
     async def _transfer(self, push: Push, remote: RemoteDot) -> Result:
+        try:
+            return await self._send(push, remote)
+        except DmError as exc:
+            await in_thread(partial(self.log.record_failure, exc))
+            raise
+
+    async def _send(self, push: Push, remote: RemoteDot) -> Result:
         unknown_tip = any(
             (value := remote.refs.get(update.ref)) is not None and not self.graph.has(value.id)
             for update in push.updates
@@ -324,7 +339,7 @@ class _Pushing:
         async def opened() -> None:
             await self._ready(push)
             if self.outgoing.plan:
-                self.log.record_start()
+                await in_thread(self.log.record_start)
 
         if is_refusal_likely:
             await self.session.send(push)
@@ -435,6 +450,7 @@ class _Pushing:
             reencoded=self.outgoing.reencoded_count,
             elapsed_s=time.monotonic() - self.began_s,
             nothing_to_do=nothing_to_do,
+            bytes_planned=0 if transfer else sum(p.raw_bytes for p in self.outgoing.plan),
         )
 
     def _log_summary(self, summary: PushSummary) -> tuple[tuple[str, str | int | None], ...]:

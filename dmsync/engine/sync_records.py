@@ -9,10 +9,12 @@ from dmsync.core.delta import compress, compress_with_prefix
 from dmsync.core.ids import KEY_BYTES, Kind, ObjectId, short_key
 from dmsync.core.objects import Commit, Entry, commit_from_bytes
 from dmsync.core.records import BaseSlice, Encoding, Record, encode_record, parse_header
+from dmsync.engine.background import in_thread
+from dmsync.engine.file_content import check_content
 from dmsync.engine.ports import SyncProgress
 from dmsync.engine.session import Session, in_steps
-from dmsync.engine.sync_objects import AddedObjects, ObjectSet, RootComparison, Steps
-from dmsync.errors import ObjectMissing, ProtocolError
+from dmsync.engine.sync_objects import AddedObjects, FileKey, ObjectSet, RootComparison, Steps
+from dmsync.errors import BadObject, ObjectMissing, ProtocolError
 from dmsync.storage.object_store import ObjectStore
 from dmsync.storage.quarantine import Quarantine
 from dmsync.wire.limits import (
@@ -282,10 +284,13 @@ class Incoming:
     def __init__(
         self, session: Session, objects: ObjectStore, progress: SyncProgress, *, reveal: bool
     ) -> None:
-        """`reveal`: may the inventory tell what the store holds, or only what was sent before?"""
+        """`reveal`: may the inventory tell what the store holds, or only what was sent before?
+
+        Adopts what cut sessions left, which may take long.
+        """
         self.quarantine = Quarantine(objects)
-        self.chunks: set[ObjectId] = set()
-        """Chunks of this session: decoded and hashed already."""
+        self.chunks: dict[ObjectId, int] = {}
+        """Chunks of this session, decoded and hashed already, and their lengths in bytes."""
         self.window = ReceiveWindow(last_ack_s=time.monotonic())
         self.resumed_count = 0
         self._objects = objects
@@ -341,7 +346,7 @@ class Incoming:
                 end = start + payload_bytes
                 oid = self.quarantine.receive(records.joined[offset:end])
                 if header.kind is Kind.CHUNK:
-                    self.chunks.add(oid)
+                    self.chunks[oid] = header.raw_bytes
                 offset, count = end, count + 1
                 yield
 
@@ -358,7 +363,7 @@ class Incoming:
             await self._acknowledge()
 
     async def _acknowledge(self) -> None:
-        self.quarantine.sync()
+        await in_thread(self.quarantine.sync)
         await self._session.send(self.window.made_durable(time.monotonic()))
 
     def check_count(self, records_sent: int) -> None:
@@ -372,7 +377,8 @@ class Incoming:
 def prove_closure(
     incoming: Incoming, is_complete: Callable[[ObjectId], bool], tips: Iterable[ObjectId]
 ) -> Generator[None, None, list[ObjectId]]:
-    """Prove that every commit reachable from `tips` has all its objects here, by full id.
+    """Prove that every commit reachable from `tips` has all its objects here, by full id, and
+    that each new or changed file's size and content are what its chunks say.
 
     Returns the commits that were not complete before, parents first.
 
@@ -382,19 +388,36 @@ def prove_closure(
     quarantine = incoming.quarantine
     order = yield from _new_commits(quarantine, is_complete, tips)
     known = ObjectSet()
+    proven: set[FileKey] = set()
     for commit_id in order:
         commit = _read_commit(quarantine, commit_id)
         old = _read_commit(quarantine, commit.parents[0]).root if commit.parents else None
         comparison = RootComparison(quarantine, old, commit.root, known, trusted=False)
         yield from comparison.steps()
-        for chunk in comparison.added.chunks:
-            if chunk not in incoming.chunks and not quarantine.has(Kind.CHUNK, chunk):
-                raise ObjectMissing(
-                    f"commit {commit_id.hex()[:12]} needs chunk {chunk.hex()[:12]}: never sent"
-                )
+        for chunk, (length, _) in comparison.added.chunks.items():
+            _check_chunk(incoming, commit_id, chunk, length)
             yield
+        for key, entry in comparison.added.files.items():
+            if key not in proven:
+                yield from check_content(quarantine, entry)
+                proven.add(key)
         comparison.added.add_to(known)
     return order
+
+
+def _check_chunk(incoming: Incoming, commit: ObjectId, chunk: ObjectId, length: int) -> None:
+    found = incoming.chunks.get(chunk)
+    if found is None:
+        if not incoming.quarantine.has(Kind.CHUNK, chunk):
+            raise ObjectMissing(
+                f"commit {commit.hex()[:12]} needs chunk {chunk.hex()[:12]}: never sent"
+            )
+        found = len(incoming.quarantine.read(Kind.CHUNK, chunk))
+    if found != length:
+        raise BadObject(
+            f"commit {commit.hex()[:12]}: chunk {chunk.hex()[:12]} is {found} bytes long, "
+            f"its span {length}"
+        )
 
 
 def _read_commit(quarantine: Quarantine, commit: ObjectId) -> Commit:

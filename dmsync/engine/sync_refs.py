@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 from dmsync.core.events import Event, RefChanged
 from dmsync.core.graph import (
@@ -23,6 +24,9 @@ from dmsync.errors import (
     UnrelatedHistories,
 )
 from dmsync.wire.messages import RefMode, RefOutcome, RefStatus, RefUpdate
+
+Role = Literal["push", "pull"]
+"""Who is told: a pusher, whose own line is the new one, or a puller, whose own is the current."""
 
 MOVING: frozenset[RefStatus] = frozenset(
     {RefStatus.CREATED, RefStatus.FAST_FORWARD, RefStatus.FORCED, RefStatus.STASHED}
@@ -87,12 +91,13 @@ def decide(
     current: ObjectId | None,
     stash_name: Callable[[str], str],
     dirty_tip: ObjectId | None = None,
+    role: Role = "push",
 ) -> Decision:
     """Apply the table of WIRE.md 5.4. `graph` knows the new commit and the current one.
 
     `dirty_tip`: a snapshot of uncommitted state on the current tip, kept as a stash if it moves.
     """
-    status, error = _judge(graph, update, current)
+    status, error = _judge(graph, update, current, role)
     stash = None
     kept = dirty_tip or (current if status is RefStatus.STASHED else None)
     if kept is not None and status in MOVING and update.mode is RefMode.STASH:
@@ -102,7 +107,7 @@ def decide(
 
 
 def _judge(
-    graph: GraphView, update: RefUpdate, current: ObjectId | None
+    graph: GraphView, update: RefUpdate, current: ObjectId | None, role: Role
 ) -> tuple[RefStatus, DmError | None]:
     if current is None:
         if update.mode is RefMode.LEASE and update.expected is not None:
@@ -124,12 +129,12 @@ def _judge(
     if is_ancestor(graph, update.new, current):
         if update.mode in (RefMode.ADVANCE, RefMode.STASH):
             return RefStatus.AHEAD, None
-        return RefStatus.REFUSED, divergence(graph, update.ref, update.new, current)
+        return RefStatus.REFUSED, divergence(graph, update.ref, update.new, current, role)
     if update.mode is RefMode.ADVANCE:
         return RefStatus.LEFT, None
     if update.mode is RefMode.STASH:
         return RefStatus.STASHED, None
-    return RefStatus.REFUSED, divergence(graph, update.ref, update.new, current)
+    return RefStatus.REFUSED, divergence(graph, update.ref, update.new, current, role)
 
 
 def _conflict(update: RefUpdate, current: ObjectId | None) -> RefConflict:
@@ -150,11 +155,14 @@ def shown_ref(ref: str) -> str:
     return f"{space} '{name}'"
 
 
-def divergence(graph: GraphView, ref: str, source: ObjectId, target: ObjectId) -> DmError:
+def divergence(
+    graph: GraphView, ref: str, source: ObjectId, target: ObjectId, role: Role
+) -> DmError:
     """The error for a target that cannot fast-forward to `source`; both are in `graph`."""
     ahead, behind = ahead_behind(graph, source, target)
     bases = merge_bases(graph, source, target)
-    return divergence_error(ref, source, target, bases[0] if bases else None, ahead, behind)
+    base = bases[0] if bases else None
+    return divergence_error(ref, source, target, base, ahead, behind, role)
 
 
 def early_divergence(
@@ -173,6 +181,14 @@ def early_divergence(
     return divergence_error(update.ref, update.new, current, base, ahead, len(lacking))
 
 
+_DIVERGENCE_HINTS: dict[Role, str] = {
+    "push": "--stash-on-divergence keeps the remote's line under another name, "
+    "--force-with-lease drops it",
+    "pull": "dm pull --stash-on-divergence keeps the local line under another name, "
+    "dm pull --force takes the remote's instead",
+}
+
+
 def divergence_error(
     ref: str,
     source: ObjectId,
@@ -180,8 +196,12 @@ def divergence_error(
     base: ObjectId | None,
     ahead: int,
     behind: int,
+    role: Role = "push",
 ) -> DmError:
-    """Diverged, NotFastForward (the target is merely ahead) or UnrelatedHistories."""
+    """Diverged, NotFastForward (the target is merely ahead) or UnrelatedHistories.
+
+    The texts speak of local and remote as the one who gave the command sees them.
+    """
     facts: dict[str, object] = {
         "ref": ref,
         "source": source.hex(),
@@ -191,25 +211,25 @@ def divergence_error(
         "behind": behind,
     }
     name = shown_ref(ref)
+    new, old = ("local", "remote") if role == "push" else ("remote", "local")
     if ahead == 0:
         return NotFastForward(
-            f"{name}: the target is ahead of the source by {_commits(behind)} "
+            f"{name}: the {old} one is ahead of the {new} one by {_commits(behind)} "
             f"({target.hex()[:12]} has all of {source.hex()[:12]})",
-            hint="nothing of the source is missing there; bring the source up to date first",
+            hint="dm pull brings the local branch up to date" if role == "push" else "",
             **facts,
         )
     if base is None:
         return UnrelatedHistories(
-            f"{name}: {source.hex()[:12]} and {target.hex()[:12]} have no common commit",
-            hint="--force-with-lease replaces the target's history, "
-            "--stash-on-divergence keeps it under another name",
+            f"{name}: {new} {source.hex()[:12]} and {old} {target.hex()[:12]} have no common "
+            "commit",
+            hint=_DIVERGENCE_HINTS[role],
             **facts,
         )
     return Diverged(
-        f"{name} has diverged: since {base.hex()[:12]} the source ({source.hex()[:12]}) has "
-        f"{_commits(ahead)} and the target ({target.hex()[:12]}) {_commits(behind)}",
-        hint="--stash-on-divergence keeps the target's line under "
-        "another name, --force-with-lease drops it",
+        f"{name} has diverged: since {base.hex()[:12]} the {new} one ({source.hex()[:12]}) has "
+        f"{_commits(ahead)} and the {old} one ({target.hex()[:12]}) {_commits(behind)}",
+        hint=_DIVERGENCE_HINTS[role],
         **facts,
     )
 

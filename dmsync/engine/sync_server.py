@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from dmsync.core.events import CommitsAdded, DotCreated, Event
 from dmsync.core.graph import ancestors_difference
 from dmsync.core.ids import DotId, ObjectId
+from dmsync.engine.background import in_thread, steps_in_thread
 from dmsync.engine.ports import Access, ByteStream, Silent, SyncStore, TargetTree, Verb
-from dmsync.engine.session import Session, in_steps, result_in_steps
+from dmsync.engine.session import Session, in_steps
 from dmsync.engine.sync_opening import graph_of, hello, ref_target
 from dmsync.engine.sync_records import (
     Incoming,
@@ -269,6 +271,7 @@ class _Reception:
         self._access = access
         self._hooks = hooks
         self._named = named
+        self._incoming: Incoming | None = None
         self._log = TransferLog(
             store,
             direction="receive",
@@ -278,21 +281,34 @@ class _Reception:
         )
 
     async def run(self, push: Push) -> None:
+        await in_thread(partial(self._begin, push))
+        await self._session.send(Ready(push.transfer, INFLIGHT_BYTES_MAX))
+        try:
+            incoming = await in_thread(partial(self._open_quarantine, push))
+            update = await self._receive(incoming)
+            await self._conclude(push, update, incoming)
+        except DmError as exc:
+            await in_thread(partial(self._log.record_failure, exc))
+            raise
+        finally:
+            await in_thread(self._close)
+
+    def _begin(self, push: Push) -> None:
         self._admit(push)
         self._log.dot = push.dot
         self._log.branch = next((u.ref.partition("/")[2] for u in push.updates), None)
         self._refuse_early(push)
-        await self._session.send(Ready(push.transfer, INFLIGHT_BYTES_MAX))
+
+    def _open_quarantine(self, push: Push) -> Incoming:
         reveal = self._named.row is not None and self._may("read")
-        incoming = Incoming(self._session, self._store.objects(push.dot), Silent(), reveal=reveal)
-        try:
-            update = await self._receive(incoming)
-            await self._conclude(push, update, incoming)
-        except DmError as exc:
-            self._log.record_failure(exc)
-            raise
-        finally:
-            incoming.quarantine.close()
+        objects = self._store.objects(push.dot)
+        self._incoming = Incoming(self._session, objects, Silent(), reveal=reveal)
+        return self._incoming
+
+    def _close(self) -> None:
+        self._log.close()
+        if self._incoming is not None:
+            self._incoming.quarantine.close()
 
     # --- before data ------------------------------------------------------------------------
 
@@ -323,8 +339,8 @@ class _Reception:
         if row.dot != push.dot:
             raise ProtocolError("PUSH names another dot than REFS")
         verb: Verb = "append"
-        if any(update.mode is RefMode.LEASE for update in push.updates):
-            verb = "write"
+        if any(update.mode in (RefMode.LEASE, RefMode.STASH) for update in push.updates):
+            verb = "write"  # both move a branch off what it holds
         if not self._may(verb):
             raise AccessDenied(f"{self._access.user} may not {verb} to {row.namespace}/{row.name}")
 
@@ -379,7 +395,7 @@ class _Reception:
                     if not eager:
                         reply = incoming.take_plan(message)
                         if message.last and message.objects_total:
-                            self._log.record_start()
+                            await in_thread(self._log.record_start)
                         await self._session.send(reply)
                     else:
                         incoming.take_plan(message)
@@ -393,12 +409,21 @@ class _Reception:
                     raise ProtocolError(f"{message.TYPE.name} within a push")
 
     async def _conclude(self, push: Push, update: Update, incoming: Incoming) -> None:
-        """Prove closure, promote, move refs in one transaction, then the trees."""
+        """Prove closure, then record everything and answer."""
         if update.transfer != push.transfer:
             raise ProtocolError("UPDATE of another transfer")
         graph = graph_of(self._store, push.dot)
         tips = [u.new for u in push.updates]
-        commits = await result_in_steps(prove_closure(incoming, graph.has, tips))
+        commits = await steps_in_thread(prove_closure(incoming, graph.has, tips))
+        decisions = await in_thread(partial(self._record, push, commits, incoming))
+        catalog = self._store.catalog
+        outcomes = tuple(decision.outcome() for decision in decisions)
+        await self._session.send(
+            Result(push.transfer, outcomes, catalog.last_seq(), catalog.epoch())
+        )
+
+    def _record(self, push: Push, commits: list[ObjectId], incoming: Incoming) -> list[Decision]:
+        """Promote, move refs in one transaction, then the trees."""
         if commits:
             incoming.quarantine.promote()
         with ExitStack() as locked:
@@ -406,11 +431,7 @@ class _Reception:
                 locked.enter_context(self._hooks.locked(self._store, push.dot))
             decisions = self._move_refs(push, commits, incoming)
             self._hooks.finish_switches(self._store, push.dot)
-        catalog = self._store.catalog
-        outcomes = tuple(decision.outcome() for decision in decisions)
-        await self._session.send(
-            Result(push.transfer, outcomes, catalog.last_seq(), catalog.epoch())
-        )
+        return decisions
 
     def _dirty_tips(self, push: Push) -> dict[str, ObjectId]:
         """Uncommitted state on the branches about to move: refused, or kept by a stash."""

@@ -1,12 +1,19 @@
 """The record of a transfer in the log: begun when something moves, finished in every case."""
 
+import os
 from secrets import token_bytes
 
 from dmsync.core.events import Event, TransferFinished, TransferStarted
 from dmsync.core.ids import DotId
 from dmsync.engine.ports import SyncStore
 from dmsync.errors import DmError
+from dmsync.storage.catalog import TransferRow
+from dmsync.storage.durable import storage_errors
+from dmsync.storage.layout import Layout
+from dmsync.storage.locks import ProofOfLife, is_alive, remove_if_dead
 
+RUNNING = "running"
+CUT = "cut"
 Summary = tuple[tuple[str, str | int | None], ...]
 
 
@@ -28,6 +35,8 @@ class TransferLog:
         self._remote = remote
         self._is_started = False
         self._is_finished = False
+        self._layout = store.catalog.layout
+        self._proof = ProofOfLife(self._layout.transfer_lock_file(self.id))
 
     def start_events(self) -> list[Event]:
         """TransferStarted, unless it is recorded already."""
@@ -41,12 +50,19 @@ class TransferLog:
     def record_start(self) -> None:
         """Record that a large transfer begins. Durable. Raises Busy, StorageFull."""
         self.has_moved = True
+        _sweep(self._layout)
+        self._proof.acquire()
         self._append(self.start_events())
         self._is_started = True
 
     def finished(self) -> None:
         """The owner's transaction has recorded the end."""
         self._is_started = self._is_finished = True
+        self.close()
+
+    def close(self) -> None:
+        """This side does no more: a transfer that has no end in the log by now was cut."""
+        self._proof.release()
 
     def record_failure(self, error: DmError) -> None:
         """Record that it failed, when it had begun. Raises Busy, StorageFull."""
@@ -60,3 +76,19 @@ class TransferLog:
         with self._store.catalog.transaction(self.command, self.actor) as tx:
             for event in events:
                 tx.append(event)
+
+
+def transfer_status(layout: Layout, row: TransferRow) -> str:
+    """How a transfer ended; RUNNING, or CUT when whoever did it is gone."""
+    if row.status:
+        return row.status
+    return RUNNING if is_alive(layout.transfer_lock_file(row.transfer_id)) else CUT
+
+
+def _sweep(layout: Layout) -> None:
+    """Make the directory of proofs, and remove those of processes that were killed."""
+    with storage_errors(f"making {layout.transfers_dir}"):
+        os.makedirs(layout.transfers_dir, 0o700, exist_ok=True)
+        names = os.listdir(layout.transfers_dir)
+    for name in names:
+        remove_if_dead(os.path.join(layout.transfers_dir, name))

@@ -25,9 +25,9 @@ from dmsync.core.objects import TREE_DEPTH_MAX
 from dmsync.engine.safe_files import (
     DENIED,
     GONE,
-    TEMPORARY_PREFIX,
     TreeDirectories,
     filesystem_now_ns,
+    is_temporary,
     keeps_no_pages,
     shown,
     sync_filesystem,
@@ -90,8 +90,8 @@ def list_directory(fd: int) -> tuple[list[bytes], list[Stat]]:
         except FileNotFoundError:
             continue
     found.sort()
-    if any(name.startswith(TEMPORARY_PREFIX) for name, _ in found):
-        found = [pair for pair in found if not pair[0].startswith(TEMPORARY_PREFIX)]
+    if any(is_temporary(name) for name, _ in found):
+        found = [pair for pair in found if not is_temporary(pair[0])]
     return [name for name, _ in found], [stats for _, stats in found]
 
 

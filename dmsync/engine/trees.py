@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from dmsync.core.events import (
     CommitsAdded,
@@ -24,20 +25,38 @@ from dmsync.core.events import (
     TreeSwitchStarted,
 )
 from dmsync.core.ids import DotId, Kind, ObjectId, object_id
-from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind, commit_from_bytes
-from dmsync.core.pages import PageReader, directory_entries, find_entry
+from dmsync.core.objects import (
+    ROOT_ENTRY,
+    Commit,
+    Entry,
+    EntryKind,
+    Layout,
+    commit_from_bytes,
+)
+from dmsync.core.pages import (
+    MANIFEST,
+    ZERO_RUN,
+    PageReader,
+    Span,
+    differing_items,
+    directory_entries,
+    file_spans,
+    find_entry,
+)
 from dmsync.engine.capture import CaptureResult, Progress, capture_tree, status_of_tree
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.file_content import ChunkWriter
 from dmsync.engine.restore import RestoreResult, restore_tree
 from dmsync.engine.store import Store
-from dmsync.errors import CaptureFailed, NotFound, WouldLose
+from dmsync.errors import CaptureFailed, NotFound, StorageFull, WouldLose
 from dmsync.storage.catalog import SwitchRow
 from dmsync.storage.durable import make_directory_durable
 from dmsync.storage.pack_writer import PackWriter
 from dmsync.storage.stat_cache import StatCache
 
-DEFAULT_SUBDOT = b"__default__"
+DEFAULT_SUBDOT: Final = b"__default__"
+ATTACHED_STAT: Final = "__attached__"
+"""Stat cache of an attached directory: no branch can have this name."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,8 @@ class StatusReport:
     materialised: bool
     switching: bool = False
     """A kill cut a switch of this tree short: the next changing command completes it."""
+    problem: CaptureFailed | None = None
+    """The attached directory is gone or another one; its changes are not told then."""
 
 
 class _DryWriter:
@@ -96,10 +117,15 @@ class _DryWriter:
 
 
 def place_of(store: Store, dot: DotId, branch: str) -> TreePlace | None:
-    """The tree of `branch`, or None where it is not materialised (a bare dot, another branch)."""
+    """The tree of `branch`, or None where it is not materialised (a bare dot, another branch).
+
+    An attached directory that is being switched counts as the branch it is switched to.
+    """
     attached = store.catalog.tree(dot)
-    if attached is not None and attached.branch != branch:
-        return None
+    if attached is not None:
+        switching = attached.switching_to
+        if branch != (switching.branch if switching else attached.branch):
+            return None
     place = _place_for(store, dot, branch)
     return place if place.attached or os.path.isdir(place.path) else None
 
@@ -107,11 +133,13 @@ def place_of(store: Store, dot: DotId, branch: str) -> TreePlace | None:
 def _place_for(store: Store, dot: DotId, branch: str) -> TreePlace:
     """Where the tree of `branch` is, or will be when the switch under way is done."""
     attached = store.catalog.tree(dot)
-    stat_path = store.layout.stat_cache_file(dot, branch)
     if attached is None:
         path = os.fsencode(store.layout.tree_dir(dot, branch))
+        stat_path = store.layout.stat_cache_file(dot, branch)
         return TreePlace(branch, path, None, stat_path, False)
     subdot = None if attached.as_root else DEFAULT_SUBDOT
+    # One directory has one cache, whatever branch it holds: what is known of a file stays known.
+    stat_path = store.layout.stat_cache_file(dot, ATTACHED_STAT)
     return TreePlace(branch, attached.path, subdot, stat_path, True, attached.as_root)
 
 
@@ -153,9 +181,10 @@ def require_place(store: Store, dot: DotId, branch: str) -> TreePlace:
 
 
 def record_moved(store: Store, dot: DotId, place: TreePlace) -> None:
-    """Take the directory now at the attached path for the dot's tree from now on."""
+    """Take the directory now at the attached path for the dot's tree; make one that is lost."""
     if not place.attached:
         return
+    make_directory_durable(os.fsdecode(place.path), mode=0o755)
     found = os.stat(place.path)
     recorded = store.catalog.tree(dot)
     if recorded and (found.st_dev, found.st_ino) != (recorded.device, recorded.inode):
@@ -166,12 +195,12 @@ def record_moved(store: Store, dot: DotId, place: TreePlace) -> None:
 
 
 def rename_place(store: Store, dot: DotId, place: TreePlace, branch: str) -> None:
-    """Let the tree of a renamed branch follow its name."""
-    stat_path = store.layout.stat_cache_file(dot, branch)
+    """Let the managed tree of a renamed branch follow its name."""
+    if place.attached:
+        return
     if os.path.exists(place.stat_path):
-        os.replace(place.stat_path, stat_path)
-    if not place.attached:
-        os.rename(place.path, os.fsencode(store.layout.tree_dir(dot, branch)))
+        os.replace(place.stat_path, store.layout.stat_cache_file(dot, branch))
+    os.rename(place.path, os.fsencode(store.layout.tree_dir(dot, branch)))
 
 
 def discard_place(store: Store, dot: DotId, place: TreePlace) -> None:
@@ -194,7 +223,7 @@ def check_place(store: Store, dot: DotId, place: TreePlace, *, accept_moved: boo
     except OSError as exc:
         raise CaptureFailed(
             f"the directory of this dot cannot be read: {os.fsdecode(place.path)}",
-            hint="mount or restore it, or use `dm checkout` to write the branch out again",
+            hint="mount it; `dm reset --hard HEAD --accept-moved-tree` writes it out again",
         ) from exc
     if recorded is None or accept_moved:
         return
@@ -214,10 +243,12 @@ def status(store: Store, dot: DotId) -> StatusReport:
     branch = store.catalog.head(dot)
     tip = branch_tip(store, dot, branch)
     place = place_of(store, dot, branch)
-    if place is None and any(s.branch == branch for s in store.catalog.switches(dot)):
-        place = _place_for(store, dot, branch)
     if place is None:
         return StatusReport(branch, tip, [], 0, False)
+    try:
+        check_place(store, dot, place, accept_moved=False)
+    except CaptureFailed as problem:
+        return StatusReport(branch, tip, [], 0, False, problem=problem)
     changes = tree_changes(store, dot, place, store.root(dot, tip))
     switching = any(switch.branch == branch for switch in store.catalog.switches(dot))
     return StatusReport(branch, tip, changes, _bytes_of(changes), True, switching)
@@ -395,33 +426,46 @@ def _refuse_unreadable(result: CaptureResult, reason: str) -> None:
 
 
 @contextmanager
-def ready(store: Store, dot: DotId, progress: Progress | None = None) -> Iterator[None]:
-    """Hold the dot's lock with no tree half switched: how every changing command begins."""
+def ready(
+    store: Store, dot: DotId, progress: Progress | None = None, *, finish: bool = True
+) -> Iterator[None]:
+    """Hold the dot's lock, with no tree of the current branch half switched: how every changing
+    command begins. Without `finish` the caller is about to switch that tree anyway."""
     with store.dot_locked(dot):
-        finish_switch(store, dot, progress)
+        if finish:
+            finish_switch(store, dot, progress)
         yield
 
 
+def pending_switch(store: Store, dot: DotId, branch: str) -> SwitchRow | None:
+    """The switch that a kill cut short: of the attached directory, or of `branch`'s own tree."""
+    is_attached = store.catalog.tree(dot) is not None
+    for switch in store.catalog.switches(dot):
+        if is_attached or switch.branch == branch:
+            return switch
+    return None
+
+
 def finish_switch(store: Store, dot: DotId, progress: Progress | None = None) -> bool:
-    """Complete a switch that a kill cut short. The caller holds the dot's lock."""
-    pending = store.catalog.switches(dot)
-    for switch in pending:
-        place = _place_for(store, dot, switch.branch)
-        check_place(store, dot, place, accept_moved=False)
-        _stash_found(store, dot, place, switch, progress)
-        _restore(store, dot, place, switch.to_root_commit, progress)
-        with store.transaction("finish-switch") as tx:
-            tx.append(TreeSwitchFinished(dot, switch.branch))
-    return bool(pending)
+    """Complete a switch of the current branch's tree. The caller holds the dot's lock."""
+    switch = pending_switch(store, dot, store.catalog.head(dot))
+    if switch is None:
+        return False
+    place = _place_for(store, dot, switch.branch)
+    check_place(store, dot, place, accept_moved=False)
+    stash_found(store, dot, switch, progress)
+    _restore(store, dot, place, switch.to_root_commit, progress)
+    with store.transaction("finish-switch") as tx:
+        tx.append(TreeSwitchFinished(dot, switch.branch))
+    return True
 
 
-def _stash_found(
-    store: Store, dot: DotId, place: TreePlace, switch: SwitchRow, progress: Progress | None
-) -> None:
+def stash_found(store: Store, dot: DotId, switch: SwitchRow, progress: Progress | None) -> None:
     """Keep what a half switched tree holds: somebody may have worked in it since the kill.
 
     What is merely the old or the new state is not kept again.
     """
+    place = _place_for(store, dot, switch.branch)
     known = {
         snapshot_root(store, dot, commit) for commit in (switch.from_commit, switch.to_root_commit)
     }
@@ -439,7 +483,7 @@ def _stash_found(
         for event in events:
             tx.append(event)
     store.say(
-        f"an interrupted switch of branch {place.branch} was completed; "
+        f"a switch of branch {place.branch} had been interrupted; "
         f"what its tree held meanwhile is kept as {name}"
     )
 
@@ -452,16 +496,21 @@ def switch_tree(
     target: ObjectId | None,
     events: Iterable[Event],
     command: str,
+    trusted: bool = False,
     progress: Progress | None = None,
 ) -> RestoreResult | None:
     """Record `events` and make the tree of `branch` hold commit `target`, in that order, durably.
 
     The caller holds the dot's lock and has stored what the tree held. Without a materialised tree
-    only the events are recorded.
+    only the events are recorded. `trusted` also applies devices, setuid, setgid, capabilities.
+
+    Raises:
+        Corruption, StorageFull: found before anything was recorded or changed.
     """
     attached = store.catalog.tree(dot)
-    place = place_of(store, dot, branch)
-    materialised = attached is not None or place is not None
+    materialised = attached is not None or place_of(store, dot, branch) is not None
+    if materialised:
+        _refuse_impossible(store, dot, _place_for(store, dot, branch), target)
     before = branch_tip(store, dot, attached.branch if attached is not None else branch)
     with store.transaction(command) as tx:
         for event in events:
@@ -470,10 +519,48 @@ def switch_tree(
             tx.append(TreeSwitchStarted(dot, branch, before, target, command))
     if not materialised:
         return None
-    result = _restore(store, dot, _place_for(store, dot, branch), target, progress)
+    place = _place_for(store, dot, branch)
+    result = _restore(store, dot, place, target, progress, trusted=trusted)
     with store.transaction(command) as tx:
         tx.append(TreeSwitchFinished(dot, branch))
     return result
+
+
+def _refuse_impossible(store: Store, dot: DotId, place: TreePlace, target: ObjectId | None) -> None:
+    """Find what would stop a switch half way while nothing has changed yet: damaged objects, a
+    full disk. What the tree holds is known from its cache; without one only space is judged."""
+    cache = StatCache.load(place.stat_path)
+    objects = store.objects(dot)
+    before = ROOT_ENTRY if cache is None else cache.root
+    growth = largest = 0
+    changes = tree_differences(objects, before, snapshot_root(store, dot, target), renames=False)
+    for change in changes:
+        new, old = change.new, change.old
+        if new is None or new.kind is not EntryKind.FILE or change.metadata_only:
+            continue
+        if not new.sparse:
+            growth += new.size - (old.size if old and old.kind is EntryKind.FILE else 0)
+            largest = max(largest, new.size)
+        if cache is not None:
+            for chunk in _differing_chunks(objects, old, new):
+                objects.read_chunk(chunk)
+    space = os.statvfs(place.path)
+    if growth > 0 and growth + largest > space.f_bavail * space.f_frsize:
+        raise StorageFull(
+            f"the tree would grow by {growth / 2**20:.1f} MiB, "
+            f"and {os.fsdecode(place.path)} has not that much room",
+            hint="free some space; nothing was changed",
+        )
+
+
+def _differing_chunks(reader: PageReader, old: Entry | None, new: Entry) -> Iterator[ObjectId]:
+    """Chunks of `new` that are not at hand in `old`; of in-place files only the changed pages'."""
+    if old is not None and old.layout is Layout.FIXED and new.layout is Layout.FIXED:
+        was, now, _ = differing_items(reader, old.tree, new.tree, MANIFEST)
+        spans: Iterable[Span] = set(now) - set(was)
+    else:
+        spans = file_spans(reader, new)
+    return (span.chunk for span in spans if span.chunk != ZERO_RUN)
 
 
 def _restore(
@@ -482,6 +569,8 @@ def _restore(
     place: TreePlace,
     target: ObjectId | None,
     progress: Progress | None,
+    *,
+    trusted: bool = False,
 ) -> RestoreResult:
     cache = StatCache.load(place.stat_path)
     root = snapshot_root(store, dot, target)
@@ -493,6 +582,7 @@ def _restore(
         current=None if cache is None else cache.root,
         stat_cache=cache,
         now_ns=store.clock()[0],
+        trusted=trusted,
         root_metadata=place.root_metadata,
         progress=progress,
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SYSTEM_HOME: Final = "/var/lib/dmsync"
 LOCK_WAIT_S: Final = 10.0
 CONFIG_BYTES_MAX: Final = 1024 * 1024
+_TEXT_VARIABLES: Final = ("DM_AUTHOR", "DM_DOT", "DM_NAMESPACE")
 _USER_KEYS: Final = {"author", "namespace"}
 _REMOTE_KEYS: Final = {"dm-command", "url"}
 _DOT_KEYS: Final = {"hooks"}
@@ -84,6 +85,7 @@ def load_settings(
         ConfigError: a variable or file that cannot be read as what it should be, or a
             configuration file that others may write.
     """
+    _refuse_undecodable(environment)
     store = store_home(environment, home)
     user_file = _read_user_config(environment, config)
     store_file = _read_config(os.path.join(store, "config.toml"), required=False)
@@ -110,6 +112,15 @@ def load_settings(
         remotes=sections.remotes(),
         hooks=sections.hooks(),
     )
+
+
+def _refuse_undecodable(environment: Mapping[str, str]) -> None:
+    """What ends up in commits and in the event log is Unicode."""
+    for name in _TEXT_VARIABLES:
+        try:
+            environment.get(name, "").encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise ConfigError(f"{name} is not UTF-8 text") from exc
 
 
 def store_home(environment: Mapping[str, str], given: str | None = None) -> str:

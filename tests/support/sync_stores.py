@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dmsync.core.chunking import FIXED_CHUNK_BYTES
+from dmsync.core.chunking import FIXED_CHUNK_BYTES, FileHasher
 from dmsync.core.events import CommitsAdded, DotCreated, Event, RefChanged, RemoteAdded
 from dmsync.core.ids import DotId, Kind, ObjectId
 from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind, Layout, commit_from_bytes
@@ -187,13 +187,14 @@ def write_file(
             layout=Layout.SINGLE,
         )
     tree = write_manifest(writer, spans, Layout.FIXED)
-    content = bytes(spans[0].chunk)
+    hasher = FileHasher()
+    hasher.update(data)
     return Entry(
         name,
         EntryKind.FILE,
         0o644,
         size=len(data),
-        content=content,
+        content=hasher.content(),
         layout=Layout.FIXED,
         tree=tree,
     )

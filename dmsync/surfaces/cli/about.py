@@ -66,7 +66,7 @@ def completion_command(invocation: Invocation, shell: str) -> None:
 @query_options
 @click.pass_context
 def help_command(context: click.Context, command: tuple[str, ...]) -> None:
-    """Show the help of COMMAND, as dm COMMAND --help does."""
+    """Show the help of COMMAND, as dm COMMAND --help does. (--json: the commands below it, too.)"""
     shown = context.find_root()
     for name in command:
         group = shown.command
@@ -74,4 +74,27 @@ def help_command(context: click.Context, command: tuple[str, ...]) -> None:
         if below is None:
             raise UsageError(f"no such command: {' '.join(command)}")
         shown = click.Context(below, info_name=name, parent=shown)
-    sys.stdout.write(shown.get_help() + "\n")
+    if context.obj.as_json:
+        context.obj.document(_help_fields(shown))
+    else:
+        sys.stdout.write(shown.get_help() + "\n")
+
+
+def _help_fields(context: click.Context) -> dict[str, object]:
+    """`command`, its one-line `about`, its full `help`, and the `commands` below it."""
+    from dmsync.surfaces.cli.main import COMMANDS, dm
+
+    shown = context.command
+    below: dict[str, str] = {}
+    if shown is dm:
+        below = {name: about for part in COMMANDS.values() for name, (_, about) in part.items()}
+    elif isinstance(shown, click.Group):
+        below = {
+            name: command.get_short_help_str(limit=200) for name, command in shown.commands.items()
+        }
+    return {
+        "command": context.command_path,
+        "about": shown.get_short_help_str(limit=200),
+        "help": context.get_help(),
+        "commands": [{"name": name, "about": about} for name, about in below.items()],
+    }

@@ -1,6 +1,7 @@
 """`dm branch`, `dm checkout`, `dm reset`: lines of history and which one the tree holds."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -144,11 +145,19 @@ def _rename(invocation: Invocation, store: "Store", dot: "DotRow", old: str, new
 @click.argument("revision", metavar="[REV]", required=False)
 @click.option("-b", "--create", is_flag=True, help="Make the branch, at REV (default HEAD).")
 @click.option("--discard", is_flag=True, help="Do not keep the uncommitted state left behind.")
+@click.option("--accept-moved-tree", is_flag=True, help="DIR may be another directory, or gone.")
+@click.option("--trusted", is_flag=True, help="Apply devices, setuid bits and capabilities too.")
 @changing_options
 @click.pass_obj
 def checkout_command(
-    invocation: Invocation, branch: str, revision: str | None, create: bool, discard: bool
-) -> None:
+    invocation: Invocation,
+    branch: str,
+    revision: str | None,
+    create: bool,
+    discard: bool,
+    accept_moved_tree: bool,
+    trusted: bool,
+) -> int:
     """Switch the dot to another branch.
 
     Uncommitted changes stay with the branch that is left and come back with it.
@@ -165,19 +174,30 @@ def checkout_command(
                 create=create,
                 revision=revision,
                 discard=discard,
+                accept_moved_tree=accept_moved_tree,
+                trusted=trusted,
                 dry_run=invocation.dry_run,
                 progress=progress,
             )
-    _print_switch(invocation, summary, f"Switched to branch {summary.branch}")
+    return _print_switch(invocation, summary, f"Switched to branch {summary.branch}")
 
 
 @click.command("reset", cls=DmCommand, epilog="Example: dm reset --hard HEAD~1")
 @click.argument("revision", metavar="REV")
 @click.option("--hard", is_flag=True, help="Also when uncommitted changes go (they are stored).")
 @click.option("--discard", is_flag=True, help="Do not store the uncommitted changes that go.")
+@click.option("--accept-moved-tree", is_flag=True, help="DIR may be another directory, or gone.")
+@click.option("--trusted", is_flag=True, help="Apply devices, setuid bits and capabilities too.")
 @changing_options
 @click.pass_obj
-def reset_command(invocation: Invocation, revision: str, hard: bool, discard: bool) -> None:
+def reset_command(
+    invocation: Invocation,
+    revision: str,
+    hard: bool,
+    discard: bool,
+    accept_moved_tree: bool,
+    trusted: bool,
+) -> int:
     """Move the current branch, and its working tree, to REV.
 
     Refuses (exit code 18) when uncommitted changes would go, unless --hard. The commits left
@@ -194,6 +214,8 @@ def reset_command(invocation: Invocation, revision: str, hard: bool, discard: bo
                 revision,
                 hard=hard,
                 discard=discard,
+                accept_moved_tree=accept_moved_tree,
+                trusted=trusted,
                 dry_run=invocation.dry_run,
                 progress=progress,
             )
@@ -203,23 +225,43 @@ def reset_command(invocation: Invocation, revision: str, hard: bool, discard: bo
         if summary.commits_dropped
         else ""
     )
-    _print_switch(invocation, summary, f"{summary.branch} is now at {tip}{dropped}")
+    return _print_switch(invocation, summary, f"{summary.branch} is now at {tip}{dropped}")
 
 
-def _print_switch(invocation: Invocation, summary: "SwitchSummary", done: str) -> None:
+_WITH_WARNINGS: Final = 3
+
+
+def _print_switch(invocation: Invocation, summary: "SwitchSummary", done: str) -> int:
+    """Tell what a switch did; returns the exit code."""
+    code = _WITH_WARNINGS if summary.withheld or summary.unapplied else 0
     if invocation.as_json:
-        invocation.summary(_json_fields(summary, dry_run=invocation.dry_run))
-        return
+        fields = _json_fields(summary, dry_run=invocation.dry_run)
+        invocation.summary({**fields, "exit_code": code})
+        return code
     if invocation.dry_run:
         for change in summary.changes:
             invocation.result(change_line(change))
-        return
+        return 0
     invocation.talk(done)
+    _warn_not_applied(invocation, "devices were not made", summary.withheld)
+    _warn_not_applied(
+        invocation, "paths have not all of their owner, mode and attributes", summary.unapplied
+    )
     _tell_stash(invocation, summary.stash)
     if invocation.verbose:
         invocation.talk(
             f"{summary.files_written} files written, {summary.files_removed} removed, "
             f"{output.human_size(summary.bytes_written)}"
+        )
+    return code
+
+
+def _warn_not_applied(invocation: Invocation, what: str, paths: Sequence[bytes]) -> None:
+    if paths:
+        first = output.escape_name(paths[0])
+        invocation.warn(
+            f"{len(paths)} {what} ({first}{', ...' if len(paths) > 1 else ''}); "
+            "they stay recorded, and --trusted applies what this user may"
         )
 
 
@@ -233,6 +275,8 @@ def _json_fields(summary: "SwitchSummary", *, dry_run: bool) -> dict[str, object
         "files_written": summary.files_written,
         "files_removed": summary.files_removed,
         "bytes_written": summary.bytes_written,
+        "withheld": [output.path_fields(path) for path in summary.withheld],
+        "unapplied": [output.path_fields(path) for path in summary.unapplied],
     }
     if dry_run:
         fields["changes"] = [change_fields(change) for change in summary.changes]

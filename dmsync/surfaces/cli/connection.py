@@ -27,30 +27,37 @@ _DOING: Final = {"fetch": "fetching", "pull": "pulling", "clone": "cloning"}
 
 @dataclass(frozen=True)
 class Remote:
-    """A remote as this run reaches it: the store's record under the configuration's."""
+    """A remote as this run reaches it: the store's record under the configuration's.
+
+    `unrecorded`: (URL, dm command) to record once a dm server has answered there.
+    """
 
     name: str
     url: "RemoteUrl"
     dm_command: str | None
+    unrecorded: tuple[str, str | None] | None = None
 
 
 def find_remote(invocation: Invocation, store: "Store", text: str) -> Remote:
     """The remote that `text` names; a URL becomes a remote of its own, named after its host.
 
     Tracking branches and upstreams hang on a remote's name, so an address used once needs one.
+    It is recorded only when a dm server has answered: a typo leaves nothing behind.
 
     Raises:
         RemoteNotFound: neither a remote nor a URL.
     """
     from dmsync.core.names import parse_remote_url
-    from dmsync.engine.remotes import add_remote, list_remotes
+    from dmsync.engine.remotes import list_remotes
     from dmsync.errors import RemoteNotFound
     from dmsync.surfaces.cli.remote import absolute_url
 
     config = invocation.settings.remotes.get(text)
     row = store.catalog.remote(text)
     if row is None and config is not None and config.url:
-        row = add_remote(store, text, absolute_url(config.url), config.dm_command)
+        url = absolute_url(config.url)
+        unrecorded = (url, config.dm_command)
+        return Remote(text, parse_remote_url(url), config.dm_command, unrecorded)
     if row is None:
         if not _is_address(text):
             raise RemoteNotFound(
@@ -61,17 +68,36 @@ def find_remote(invocation: Invocation, store: "Store", text: str) -> Remote:
         known = list_remotes(store)
         row = next((remote for remote in known if remote.url == url), None)
         if row is None:
-            name = _name_for(url, {remote.name for remote in known})
-            if invocation.dry_run:
-                return Remote(name, parse_remote_url(url), None)
-            row = add_remote(store, name, url)
-            invocation.talk(f"{url} is now known as remote {name}")
+            taken = {remote.name for remote in known} | set(invocation.settings.remotes)
+            return Remote(_name_for(url, taken), parse_remote_url(url), None, (url, None))
         config = invocation.settings.remotes.get(row.name)
     return Remote(
         row.name,
         parse_remote_url((config and config.url) or row.url),
         (config and config.dm_command) or row.dm_command,
     )
+
+
+def remember(invocation: Invocation, store: "Store", there: Remote) -> None:
+    """Record a remote that was found by its address or in the configuration, if it is new."""
+    from dmsync.engine.remotes import add_remote
+    from dmsync.errors import AlreadyExists
+
+    if there.unrecorded is None or invocation.dry_run:
+        return
+    known = store.catalog.remote(there.name)
+    if known is None:
+        try:
+            add_remote(store, there.name, *there.unrecorded)
+        except AlreadyExists:  # another run of dm was quicker: it must have meant the same
+            known = store.catalog.remote(there.name)
+        else:
+            invocation.talk(f"{there.unrecorded[0]} is now known as remote {there.name}")
+            return
+    if known is not None and known.url != there.unrecorded[0]:
+        raise AlreadyExists(
+            f"Remote exists '{there.name}'", hint="run this again, it will get another name"
+        )
 
 
 def _is_address(text: str) -> bool:
@@ -105,7 +131,9 @@ def push(
             invocation,
             store,
             there,
-            lambda stream: sync_push.push(store, stream, request, progress),
+            lambda stream: sync_push.push(
+                store, stream, request, progress, lambda: remember(invocation, store, there)
+            ),
         )
 
 
@@ -121,7 +149,14 @@ def fetch(
             invocation,
             store,
             there,
-            lambda stream: sync_pull.fetch(store, stream, request, TARGET_TREE, progress),
+            lambda stream: sync_pull.fetch(
+                store,
+                stream,
+                request,
+                TARGET_TREE,
+                progress,
+                lambda: remember(invocation, store, there),
+            ),
         )
 
 

@@ -7,7 +7,7 @@ import click
 
 from dmsync.surfaces.cli import output
 from dmsync.surfaces.cli.changes import change_fields, change_line, stat_line
-from dmsync.surfaces.cli.invocation import DmCommand, Invocation, query_options
+from dmsync.surfaces.cli.invocation import FILE_NAME, DmCommand, Invocation, query_options
 from dmsync.surfaces.cli.log import commit_fields, commit_lines
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def show_command(invocation: Invocation, revision: str, stat: bool) -> None:
 
 
 @click.command("ls", cls=DmCommand, epilog="Example: dm ls HEAD:__default__/logs -l")
-@click.argument("place", metavar="[REV:PATH]", required=False)
+@click.argument("place", metavar="[REV:PATH]", type=FILE_NAME, required=False)
 @click.option("-l", "--long", "long_form", is_flag=True, help="Mode, owner, size and time too.")
 @click.option("-H", "--scripting", is_flag=True, hidden=True)
 @query_options
@@ -105,7 +105,7 @@ def _entry_fields(path: bytes, entry: "Entry") -> dict[str, object]:
 
 
 @click.command("cat", cls=DmCommand, epilog="Example: dm cat HEAD~3:__default__/app.conf")
-@click.argument("place", metavar="REV:PATH")
+@click.argument("place", metavar="REV:PATH", type=FILE_NAME)
 @query_options
 @click.pass_obj
 def cat_command(invocation: Invocation, place: str) -> None:

@@ -1,7 +1,7 @@
 """`dm push`, `dm pull`, `dm fetch`, `dm clone`: commits to and from other clusters."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields as dataclass_fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +10,7 @@ import click
 from dmsync.errors import DmError, UsageError
 from dmsync.surfaces.cli import output
 from dmsync.surfaces.cli.invocation import (
+    FILE_NAME,
     DmCommand,
     Invocation,
     changing_options,
@@ -17,12 +18,13 @@ from dmsync.surfaces.cli.invocation import (
 )
 
 if TYPE_CHECKING:
-    from dmsync.core.ids import DotId
+    from dmsync.core.ids import DotId, ObjectId
     from dmsync.engine.store import Store
     from dmsync.engine.sync_pull import FetchSummary, PullMode
     from dmsync.engine.sync_push import PushSummary
     from dmsync.storage.catalog import DotRow
     from dmsync.surfaces.cli.connection import Remote
+    from dmsync.wire.messages import RefStatus
 
 _MILDEST_FIRST: Final = (0, 4, 3, 75, 13, 14, 15, 18, 10, 2, 12, 17, 1, 16)
 """Exit codes from harmless to alarming: with --all the worst of all dots is the command's."""
@@ -105,7 +107,9 @@ def push_command(
             actor=invocation.settings.actor,
         )
         title = f"Pushing {_written(row)} to {there.name}:{_remote_text(row, remote_dot)}"
-        summary = _announced(invocation, title, lambda: push(invocation, store, there, request))
+        summary = _announced(
+            invocation, title, lambda: push(invocation, store, there, request), _push_outcome
+        )
         return _push_fields(summary)
 
     return _for_dots(invocation, name, dot, every and dot is None, push_one)
@@ -150,14 +154,73 @@ def _remote_text(row: "DotRow", remote_dot: tuple[str | None, str | None]) -> st
     return f"{namespace}/{name}" if namespace else name or row.name
 
 
-def _announced(invocation: Invocation, title: str, work: Callable[[], Any]) -> Any:
-    """Say what begins and that it is done, as Dotmesh does."""
+def _announced(
+    invocation: Invocation,
+    title: str,
+    work: Callable[[], Any],
+    outcome: Callable[[Any, bool], Iterable[str]],
+) -> Any:
+    """Say what begins and what became of it: `Done!`, as Dotmesh does, when all of it was done.
+
+    `outcome(summary, dry run)` are the closing lines.
+    """
     if not invocation.as_json:
         invocation.result(title)
     done = work()
     if not invocation.as_json:
-        invocation.result("Already up to date." if done.nothing_to_do else "Done!")
+        for line in outcome(done, invocation.dry_run):
+            invocation.result(line)
     return done
+
+
+def _push_outcome(summary: "PushSummary", dry_run: bool) -> Iterable[str]:
+    from dmsync.wire.messages import RefStatus
+
+    if summary.nothing_to_do:
+        yield "Already up to date."
+        return
+    refused = [ref.ref for ref in summary.refs if ref.status is RefStatus.REFUSED]
+    if dry_run:
+        size = output.human_size(summary.bytes_planned)
+        yield (
+            f"would send {output.counted(summary.commits_sent, 'commit')}, "
+            f"{output.counted(summary.objects_sent, 'object')}, "
+            f"about {size if summary.bytes_planned else '0 B'} before compression"
+        )
+        for ref in summary.refs:
+            yield f"  {_ref_line(ref.ref, ref.old, ref.new, ref.status.name.lower())}"
+    elif refused:
+        moved = sum(ref.status in _moving() for ref in summary.refs)
+        yield f"{output.counted(moved, 'ref')} pushed, {len(refused)} refused."
+    else:
+        yield "Done!"
+
+
+def _moving() -> "frozenset[RefStatus]":
+    from dmsync.engine.sync_refs import MOVING
+
+    return MOVING
+
+
+def _fetch_outcome(summary: "FetchSummary", dry_run: bool) -> Iterable[str]:
+    for name, old, new in summary.tracking:
+        yield f"  {_ref_line(name, old, new, 'fetched')}"
+    if dry_run:
+        for branch, tip in summary.remote_tips:
+            yield f"  {branch} is at {tip.hex()[: output.SHORT_ID_DIGITS]} there"
+        yield "Nothing was fetched (dry run)."
+    elif summary.nothing_to_do and not summary.tracking:
+        yield "Already up to date."
+    else:
+        yield "Done!"
+
+
+def _ref_line(ref: str, old: "ObjectId | None", new: "ObjectId | None", what: str) -> str:
+    """`master 0123456789ab -> ba9876543210 (fast-forward)`."""
+    name = ref.removeprefix("branch/").removeprefix("remote/")
+    before, after = (oid.hex()[: output.SHORT_ID_DIGITS] if oid else "(none)" for oid in (old, new))
+    change = before if before == after else f"{before} -> {after}"
+    return f"{output.escape_name(name)} {change} ({what.replace('_', '-')})"
 
 
 def _for_dots(
@@ -349,7 +412,9 @@ def _fetch_dots(
             actor=invocation.settings.actor,
         )
         title = f"{verb} {_written(row)} from {there.name}:{_remote_text(row, remote_dot)}"
-        summary = _announced(invocation, title, lambda: fetch(invocation, store, there, request))
+        summary = _announced(
+            invocation, title, lambda: fetch(invocation, store, there, request), _fetch_outcome
+        )
         return _fetch_fields(summary)
 
     return _for_dots(invocation, remote, dot, every_dot, fetch_one)
@@ -361,6 +426,14 @@ def _fetch_dots(
 @click.argument("branch", required=False)
 @click.option("--local-name", metavar="[NS/]NAME", help="What to call it here.")
 @click.option("--stash-on-divergence", "stash", is_flag=True, help="When it is here already.")
+@click.option(
+    "--at",
+    "at",
+    type=FILE_NAME,
+    metavar="DIR",
+    help="Write the files to DIR (new or empty): it is the dot's subdot __default__.",
+)
+@click.option("--as-root", is_flag=True, help="DIR is the whole tree: its directories are subdots.")
 @reaching_options
 @changing_options
 @click.pass_obj
@@ -371,8 +444,12 @@ def clone_command(
     branch: str | None,
     local_name: str | None,
     stash: bool,
+    at: str | None,
+    as_root: bool,
 ) -> int:
     """Copy a dot from REMOTE: all branches, or BRANCH and what it stems from.
+
+    Its files live in the store (dm dot path prints where), or with --at in DIR.
 
     Cloning again what is here under that name pulls. A clone that was cut goes on where it
     stopped when it is run again.
@@ -383,6 +460,8 @@ def clone_command(
     name = _required(remote, "clone from")
     if dot is None:
         raise UsageError("Please specify which dot to clone", hint="dm clone REMOTE DOT")
+    if as_root and at is None:
+        raise UsageError("--as-root says what the directory of --at is", hint="give --at DIR")
     there_namespace, there_name = _plain_name(dot)
     here_namespace, here_name = _plain_name(there_name if local_name is None else local_name)
     with invocation.open_store(create=not invocation.dry_run) as store:
@@ -400,12 +479,52 @@ def clone_command(
             actor=invocation.settings.actor,
         )
         title = f"Cloning {here_name} from {there.name}:{dot}"
-        summary = _announced(invocation, title, lambda: fetch(invocation, store, there, request))
+        if at is not None:
+            _check_target(store, at, here_namespace or invocation.settings.namespace, here_name)
+        summary = _announced(
+            invocation, title, lambda: fetch(invocation, store, there, request), _clone_outcome
+        )
         _become_current(store, summary.dot)
-    fields = _fetch_fields(summary)
+        fields = _fetch_fields(summary)
+        if at is not None and not invocation.dry_run:
+            fields["tree"] = _write_tree(invocation, store, summary.dot, at, as_root)
+    if not invocation.as_json:
+        invocation.result(_clone_end(summary, invocation.dry_run))
     if invocation.as_json:
         invocation.summary({"remote": there.name, **fields})
     return _code_of(fields)
+
+
+def _clone_outcome(summary: "FetchSummary", dry_run: bool) -> Iterable[str]:
+    """Nothing: a clone is done when its tree is written, too."""
+    return ()
+
+
+def _clone_end(summary: "FetchSummary", dry_run: bool) -> str:
+    if dry_run:
+        return "Nothing was cloned (dry run)."
+    return "Already up to date." if summary.nothing_to_do and not summary.created else "Done!"
+
+
+def _check_target(store: "Store", at: str, namespace: str, name: str) -> None:
+    """Refuse a directory before anything is transferred."""
+    from dmsync.engine.dots import refuse_target
+
+    row = store.catalog.dot_by_name(namespace, name)
+    refuse_target(store, at, None if row is None else row.dot)
+
+
+def _write_tree(
+    invocation: Invocation, store: "Store", dot: "DotId", at: str, as_root: bool
+) -> str:
+    """Attach the directory to the cloned dot; returns its path, text for JSON."""
+    from dmsync.engine.dots import attach_dot
+
+    row = store.catalog.dot(dot)
+    assert row is not None, "it was just cloned"
+    with invocation.progress(f"writing {row.name}") as progress:
+        path = attach_dot(store, row, at=at, as_root=as_root, progress=progress)
+    return path.decode("utf-8", "replace")
 
 
 def _become_current(store: "Store", dot: "DotId") -> None:

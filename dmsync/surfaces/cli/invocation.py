@@ -127,8 +127,41 @@ class Invocation:
 # --- commands and their options -----------------------------------------------------
 
 
+class _FileName(click.types.StringParamType):
+    """A path, or what holds one: bytes that are no UTF-8 are welcome (surrogateescape)."""
+
+
+FILE_NAME = _FileName()
+
+
+def refuse_undecodable(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    """Refuse bytes that are no UTF-8 where text is expected: what is stored is Unicode.
+
+    Raises:
+        UsageError: naming the argument.
+    """
+    if isinstance(parameter.type, _FileName):
+        return
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and not is_unicode(text):
+            what = parameter.get_error_hint(context)
+            raise UsageError(f"{what} is not UTF-8 text: {output.escape_name(text)}")
+
+
+def is_unicode(text: str) -> bool:
+    """False for text that holds bytes which could not be decoded."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 class DmCommand(click.Command):
-    """A command whose help shows its own options before those that all commands share."""
+    """A command whose help shows its own options before those that all commands share, and whose
+    texts are Unicode."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for parameter in self.get_params(ctx):
+            refuse_undecodable(ctx, parameter, ctx.params.get(parameter.name or ""))
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_options(self, ctx, formatter)
@@ -163,6 +196,7 @@ def _record(context: click.Context, parameter: click.Parameter, value: object) -
     if name is None or not isinstance(invocation, Invocation):
         return  # shell completion parses without an invocation
     if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+        refuse_undecodable(context, parameter, value)
         if name == "verbose" and isinstance(value, int):
             value += invocation.verbose
         setattr(invocation, name, value)
@@ -183,8 +217,14 @@ _COMMON = (
     _option("-q", "--quiet", "quiet", is_flag=True, help="Print nothing but errors and answers."),
     _option("-v", "--verbose", "verbose", count=True, help="Say more; twice: log to stderr."),
     _option("--dot", "default_dot", metavar="DOT", help="Work on DOT instead of the current dot."),
-    _option("--home", "home", metavar="DIR", help="The store, instead of DM_HOME."),
-    _option("--config", "config", metavar="FILE", help="Configuration, instead of DM_CONFIG."),
+    _option("--home", "home", type=FILE_NAME, metavar="DIR", help="The store, instead of DM_HOME."),
+    _option(
+        "--config",
+        "config",
+        type=FILE_NAME,
+        metavar="FILE",
+        help="Configuration, instead of DM_CONFIG.",
+    ),
     click.option(
         "--lock-wait",
         "lock_wait_s",

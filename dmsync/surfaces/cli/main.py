@@ -134,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has gone; without this the interpreter complains when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE_EXIT
+    except UnicodeEncodeError as error:
+        return _report(_not_unicode(error), given)
     except Exception as bug:  # noqa: BLE001 - the one place where every failure ends
         return _report_bug(bug, given, invocation)
 
@@ -205,6 +207,11 @@ def _print_error(message: str, hint: str, fields: dict[str, object], *, as_json:
 def _report(error: DmError, given: list[str]) -> int:
     print_error(error, as_json=_wants_json(given))
     return error.exit_code
+
+
+def _not_unicode(error: UnicodeEncodeError) -> UsageError:
+    """The last resort for bytes of the command line or environment that got past the checks."""
+    return UsageError(f"not UTF-8 text: {error.object}")
 
 
 def _report_usage(error: click.ClickException, given: list[str]) -> int:

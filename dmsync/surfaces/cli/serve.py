@@ -4,7 +4,7 @@ import click
 
 from dmsync.errors import UsageError
 from dmsync.surfaces.cli import output
-from dmsync.surfaces.cli.invocation import DmCommand, Invocation, query_options
+from dmsync.surfaces.cli.invocation import FILE_NAME, DmCommand, Invocation, query_options
 
 
 @click.command(
@@ -14,8 +14,10 @@ from dmsync.surfaces.cli.invocation import DmCommand, Invocation, query_options
     "--authorized-keys authorized_keys",
 )
 @click.option("--listen", metavar="HOST:PORT", help="Be an SSH server there (port 0: any).")
-@click.option("--host-key", metavar="FILE", help="Private key of the server.")
-@click.option("--authorized-keys", metavar="FILE", help="Who may connect, and as what.")
+@click.option("--host-key", type=FILE_NAME, metavar="FILE", help="Private key of the server.")
+@click.option(
+    "--authorized-keys", type=FILE_NAME, metavar="FILE", help="Who may connect, and as what."
+)
 @click.option("--stdio", is_flag=True, help="One session on stdin and stdout (run by sshd).")
 @query_options
 @click.pass_obj

@@ -26,6 +26,8 @@ def status_command(invocation: Invocation, stat: bool) -> None:
     with invocation.open_store() as store:
         dot = invocation.resolve_dot(store)
         report = status(store, dot.dot)
+    if report.problem is not None:
+        raise report.problem
     if invocation.as_json:
         invocation.document(
             {

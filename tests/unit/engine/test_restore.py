@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dmsync.core.objects import ROOT_ENTRY, Entry, EntryKind
 from dmsync.core.pages import DIRECTORY, Page, encode_page, find_path
+from dmsync.engine.safe_files import is_temporary, temporary_name
 from dmsync.errors import BadObject, DmError, StorageFailed
 from dmsync.storage.object_store import ObjectStore
 from tests.support.live_tree import SUBDOT, LiveTree, as_nobody, make_object_store, set_acl
@@ -125,10 +126,37 @@ def test_every_difference_is_undone(tree: LiveTree) -> None:
     (path / "extra" / "deep").mkdir(parents=True)
     (path / "extra" / "deep" / "f").write_text("x")
     os.chmod(path / "extra" / "deep", 0)
-    (path / ".dm-tmp-1-2").write_text("left by a killed restore")
+    (path / ".dm-tmp-0123456789abcdef").write_text("left by a killed restore")
     tree.restore(target)
     assert describe_tree(path) == expected
     assert tree.changes() == []
+
+
+def test_a_user_s_file_that_looks_like_a_temporary_one_is_a_file(tree: LiveTree) -> None:
+    looks = (
+        ".dm-tmp-notes",
+        ".dm-tmp-1-2",
+        ".dm-tmp-0123456789abcdef0",
+        ".dm-tmp-0123456789ABCDEF",
+    )
+    for name in looks:
+        (tree.path / name).write_text("mine")
+    tree.age()
+    tree.capture()
+    target = tree.root
+    for name in looks:
+        (tree.path / name).unlink()
+    assert len(tree.changes()) == len(looks)
+    tree.restore(target)
+    assert all((tree.path / name).read_text() == "mine" for name in looks)
+    assert tree.changes() == []
+
+
+def test_temporary_names_are_told_from_others() -> None:
+    made = {temporary_name() for _ in range(100)}
+    assert len(made) == 100 and all(map(is_temporary, made))
+    for name in (b".dm-tmp-", b".dm-tmp-notes", b"x.dm-tmp-0123456789abcdef", b".dm-tmp-12-34"):
+        assert not is_temporary(name)
 
 
 def test_large_file_changed_in_place_keeps_its_inode(tree: LiveTree) -> None:
@@ -509,12 +537,7 @@ def test_mount_point_in_the_way_is_not_emptied(
 # --- random trees
 
 names = st.binary(min_size=1, max_size=12).filter(
-    lambda n: (
-        b"/" not in n
-        and b"\0" not in n
-        and n not in (b".", b"..")
-        and not n.startswith(b".dm-tmp-")
-    )
+    lambda n: b"/" not in n and b"\0" not in n and n not in (b".", b"..") and not is_temporary(n)
 )
 leaves = st.one_of(
     st.binary(max_size=40),

@@ -385,9 +385,10 @@ def test_push_into_a_foreign_namespace_is_denied_and_creates_nothing(pair: Pair)
     [
         ({"read"}, "ff", False),
         ({"read", "append"}, "ff", True),
-        ({"read", "append"}, "stash", True),
+        ({"read", "append"}, "stash", False),  # it moves what is there aside
         ({"read", "append"}, "lease", False),
         ({"read", "append", "write"}, "lease", True),
+        ({"read", "append", "write"}, "stash", True),
     ],
 )
 def test_each_mode_needs_its_verb(pair: Pair, verbs: set[str], mode: str, allowed: bool) -> None:

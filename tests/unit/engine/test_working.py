@@ -1,17 +1,20 @@
 """Commit, status, checkout, reset on real directories: what is kept, refused and brought back."""
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dmsync.core.events import TreeSwitchStarted
+from dmsync.core.events import RefChanged, TreeSwitchStarted
+from dmsync.core.ids import ObjectId
 from dmsync.engine import branches, dots, history, trees
 from dmsync.errors import (
     AlreadyExists,
     CaptureFailed,
+    Corruption,
     DotNotFound,
     NothingToDo,
     RevisionNotFound,
@@ -314,3 +317,82 @@ def test_what_cannot_be_read_is_not_written_over(tmp_path: Path) -> None:
             shop.close()
 
         as_nobody(work)
+
+
+def test_switch_that_cannot_be_finished_can_be_replaced(
+    shop: Workshop, dot: DotRow, data: Path
+) -> None:
+    """A kill left the tree half switched to a commit; going back must not need that commit."""
+    (data / "a").write_text("one")
+    first = shop.commit(dot, "first").commit
+    (data / "a").write_text("two")
+    shop.commit(dot, "second")
+    with shop.store.transaction("reset") as tx:
+        tx.append(RefChanged(dot.dot, "branch/master", tip_of(shop, dot), first, "reset"))
+        tx.append(TreeSwitchStarted(dot.dot, "master", None, first, "as if killed here"))
+    (data / "a").write_text("half")
+    summary = shop.reset(dot, "HEAD@{1}", hard=True)
+    assert (data / "a").read_text() == "two" and shop.changes(dot) == []
+    assert summary.stash is not None
+    assert shop.store.catalog.switches(dot.dot) == []
+
+
+def test_damaged_target_is_found_before_anything_changes(
+    shop: Workshop, dot: DotRow, data: Path
+) -> None:
+    content = os.urandom(1 << 20)
+    (data / "big").write_bytes(content)
+    shop.commit(dot, "first")
+    (data / "big").write_bytes(b"small")
+    tip = shop.commit(dot, "second").commit
+    first_pack = shop.store.objects(dot.dot).packs()[0].name
+    path = Path(shop.store.layout.packs_dir(dot.dot)) / first_pack
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(damaged)
+    shop.reopen()
+    with pytest.raises(Corruption):
+        shop.reset(dot, "HEAD^", hard=True)
+    assert (data / "big").read_bytes() == b"small" and shop.changes(dot) == []
+    assert tip_of(shop, dot) == tip
+    shop.commit(dot, "goes on")
+
+
+def test_lost_directory_is_written_out_again_when_told(
+    shop: Workshop, dot: DotRow, data: Path
+) -> None:
+    (data / "a").write_text("one")
+    shop.commit(dot, "first")
+    data.rename(data.with_name("elsewhere"))
+    assert isinstance(trees.status(shop.store, dot.dot).problem, CaptureFailed)
+    with pytest.raises(CaptureFailed):
+        shop.reset(dot, "HEAD", hard=True)
+    branches.reset(shop.store, dot, "HEAD", hard=True, accept_moved_tree=True)
+    assert (data / "a").read_text() == "one" and shop.changes(dot) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
+def test_devices_and_setuid_come_back_only_when_trusted(
+    shop: Workshop, dot: DotRow, data: Path
+) -> None:
+    (data / "tool").write_text("#!/bin/sh")
+    (data / "tool").chmod(0o4755)
+    os.mknod(data / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    shop.commit(dot, "first")
+    (data / "tool").write_text("changed")
+    (data / "null").unlink()
+    shop.commit(dot, "second")
+    told = shop.reset(dot, "HEAD^", hard=True)
+    assert told.withheld == (b"__default__/null",) and not (data / "null").exists()
+    assert told.unapplied == (b"__default__/tool",)
+    assert shop.changes(dot) == []  # what is recorded stands behind what is applied
+    shop.reset(dot, "HEAD@{1}", hard=True)
+    told = branches.reset(shop.store, dot, "HEAD@{1}", hard=True, trusted=True)
+    assert told.withheld == () and told.unapplied == ()
+    assert (data / "tool").stat().st_mode & 0o7777 == 0o4755
+    assert stat.S_ISCHR((data / "null").stat().st_mode)
+
+
+def tip_of(shop: Workshop, dot: DotRow) -> ObjectId | None:
+    return trees.branch_tip(shop.store, dot.dot, shop.store.catalog.head(dot.dot))
