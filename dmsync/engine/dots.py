@@ -354,8 +354,7 @@ def dot_path(store: Store, text: str | None) -> bytes:
     subdot = (expression.subdot if expression else None) or "__default__"
     if branch != head and store.catalog.branch(row.dot, branch) is None:
         raise DotNotFound(f"Branch does not exist: {branch}")
-    with trees.ready(store, row.dot):
-        place = trees.make_place(store, row.dot, branch, None)
+    place = _ready_place(store, row.dot, branch)
     if place.subdot is not None:
         if subdot != "__default__":
             raise UsageError("a dot attached with --at has the subdot __default__ only")
@@ -371,6 +370,19 @@ def dot_path(store: Store, text: str | None) -> bytes:
             )
         _make_subdot(path)
     return path
+
+
+def _ready_place(store: Store, dot: DotId, branch: str) -> trees.TreePlace:
+    """The tree of `branch`, made when needed. On a read-only filesystem no lock can be had and
+    nothing made, but a tree that is there and whole can be named."""
+    try:
+        with trees.ready(store, dot):
+            return trees.make_place(store, dot, branch, None)
+    except StorageFailed:
+        place = trees.place_of(store, dot, branch)
+        if place is None or trees.pending_switch(store, dot, branch) is not None:
+            raise
+        return place
 
 
 def _make_subdot(path: bytes) -> None:

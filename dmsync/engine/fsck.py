@@ -5,9 +5,11 @@ pack checked, and the closure of every ref walked page by page. Changes nothing.
 """
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,17 +17,27 @@ from dmsync.core.graph import ancestors_difference
 from dmsync.core.ids import Kind, ObjectId, object_id
 from dmsync.core.objects import Entry, EntryKind, commit_from_bytes
 from dmsync.core.objects import Layout as FileLayout
-from dmsync.core.pages import DIRECTORY, MANIFEST, ZERO_RUN, Page, read_page
+from dmsync.core.pages import DIRECTORY, MANIFEST, ZERO_RUN, Page, Span, read_page
+from dmsync.engine.file_content import check_content
 from dmsync.engine.store import Store
-from dmsync.errors import Corruption, DmError, RevisionNotFound
+from dmsync.errors import (
+    BadObject,
+    Corruption,
+    DmError,
+    RevisionNotFound,
+    StorageFailed,
+    StorageFull,
+)
 from dmsync.storage.catalog import Catalog, DotRow
+from dmsync.storage.durable import storage_errors
 from dmsync.storage.event_log import EventLog
-from dmsync.storage.layout import Layout
+from dmsync.storage.locks import ProofOfLife, is_alive, remove_if_dead
 from dmsync.storage.object_store import ObjectStore
 
 DAMAGE_NAMED_MAX = 64
 """Damaged objects told apart below one page; with more, only the first ones name their commits."""
 SCRATCH_PREFIX = "fsck-"
+PROOF_SUFFIX = ".lock"
 COMPARISONS_MAX = 3
 """Times the fold is repeated when somebody appends to the log meanwhile."""
 
@@ -79,7 +91,8 @@ def fsck(
     full: bool,
     progress: FsckProgress | None = None,
 ) -> FsckReport:
-    """Check the store, or only some dots of it. `full` also decodes and hashes every record.
+    """Check the store, or only some dots of it. `full` also decodes and hashes every record, and
+    computes each file's content id again.
 
     Returns the report; damage is never raised. Needs no lock: packs are immutable and what is
     added meanwhile is complete when it can be seen.
@@ -99,7 +112,7 @@ def fsck(
 def _check_store(store: Store, report: FsckReport, progress: FsckProgress) -> None:
     progress.phase("checking the event log")
     _record(report, "", "format", lambda: store.layout.read_format())
-    _record(report, "", "events", lambda: _verify_log(store))
+    _record(report, "", "events", lambda: _verify_log(store, report))
     progress.phase("folding the event log anew")
     _record(report, "", "catalog.sqlite", lambda: _compare_projection(store, report))
     known = {dot.dot.hex() for dot in store.catalog.dots(include_deleted=True)}
@@ -113,24 +126,32 @@ def _check_store(store: Store, report: FsckReport, progress: FsckProgress) -> No
 
 
 def _record(report: FsckReport, dot: str, where: str, check: Callable[[], object]) -> None:
-    """Run one check; what it raises becomes a problem."""
+    """Run one check; what it raises becomes a problem, but for a full disk: that is no damage."""
     try:
         check()
+    except StorageFull:
+        raise
     except DmError as error:
         report.problems.append(Problem(dot, where, error.message))
 
 
-def _verify_log(store: Store) -> None:
-    """Read the whole log: each record's checksum and its place in the chain."""
-    for _ in EventLog(store.layout.events_dir).read():
+def _verify_log(store: Store, report: FsckReport) -> None:
+    """Read the whole log: each record's checksum and its place in the chain.
+
+    That the log lost its end cannot be seen from the log: a writer noticed it and noted it. It
+    stays a problem until somebody removes the note.
+    """
+    log = EventLog(store.layout.events_dir)
+    for lost in log.lost_end():
+        message = f"{lost} (to confirm that you know, remove events/lost-end)"
+        report.problems.append(Problem("", "events", message))
+    for _ in log.read():
         pass
 
 
 def _compare_projection(store: Store, report: FsckReport) -> None:
     """The catalog must be what folding the log anew gives, table by table."""
-    for leftover in os.listdir(store.home):
-        if leftover.startswith(SCRATCH_PREFIX):
-            shutil.rmtree(os.path.join(store.home, leftover), ignore_errors=True)
+    _remove_leftovers(store.home)
     for _ in range(COMPARISONS_MAX):
         fresh_seq, fresh = _fold_anew(store)
         store.catalog.refresh()
@@ -145,12 +166,44 @@ def _compare_projection(store: Store, report: FsckReport) -> None:
 
 
 def _fold_anew(store: Store) -> tuple[int, dict[str, str]]:
-    """(last sequence number, digest) of a catalog built beside the store's own."""
-    with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=store.home) as scratch:
-        layout = Layout(store.home)
-        layout.catalog_file = os.path.join(scratch, "catalog.sqlite")
-        with Catalog.open(layout, lambda dot, oid: store.objects(dot).read_commit(oid)) as fresh:
-            return fresh.last_seq(), fresh.digest()
+    """(last sequence number, digest) of a catalog built beside the store's own, or in the
+    system's temporary directory when there is no room or no writing."""
+    try:
+        with _scratch_directory(store.home) as scratch:
+            return _fold_in(scratch, store)
+    except (StorageFull, StorageFailed):
+        with storage_errors("making a temporary directory"):
+            directory = tempfile.TemporaryDirectory(prefix="dmsync-fsck-")
+        with directory as scratch:
+            return _fold_in(scratch, store)
+
+
+def _fold_in(directory: str, store: Store) -> tuple[int, dict[str, str]]:
+    path = os.path.join(directory, "catalog.sqlite")
+    with Catalog.folded_at(path, store.layout, store.read_commit) as fresh:
+        return fresh.last_seq(), fresh.digest()
+
+
+@contextmanager
+def _scratch_directory(home: str) -> Iterator[str]:
+    """A directory of this run; its proof of life lies beside it and is there first."""
+    path = os.path.join(home, SCRATCH_PREFIX + secrets.token_hex(8))
+    with ProofOfLife(path + PROOF_SUFFIX):
+        with storage_errors(f"making {path}"):
+            os.mkdir(path, 0o700)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_leftovers(home: str) -> None:
+    """Remove scratch directories whose run was killed."""
+    for name in os.listdir(home):
+        path = os.path.join(home, name).removesuffix(PROOF_SUFFIX)
+        if name.startswith(SCRATCH_PREFIX) and not is_alive(path + PROOF_SUFFIX):
+            shutil.rmtree(path, ignore_errors=True)
+            remove_if_dead(path + PROOF_SUFFIX)
 
 
 # --- packs -----------------------------------------------------
@@ -212,6 +265,8 @@ def _commits(store: Store, dot: DotRow, report: FsckReport) -> Iterator[ObjectId
     yield from (saved for saved in snapshots if saved not in tips)
 
 
+FileKey = tuple[FileLayout, ObjectId | None, int, bytes]
+"""Equal ones need one check: layout, manifest, size, content id."""
 _NONE: frozenset[ObjectId] = frozenset()
 
 
@@ -226,7 +281,10 @@ class _Closure:
         self._full = full
         self._progress = progress
         self._damage: dict[ObjectId, frozenset[ObjectId]] = {}
-        self._read_chunks: set[ObjectId] = set()
+        self._chunk_bytes: dict[ObjectId, int] = {}
+        """Length of every chunk that was read."""
+        self._files: dict[FileKey, str] = {}
+        """What is wrong with each file that was checked, or "" for nothing."""
 
     def damage_of_commit(self, commit: ObjectId, payload: bytes | None) -> frozenset[ObjectId]:
         """What is missing or harmed of a commit: itself, pages, chunks."""
@@ -272,11 +330,15 @@ class _Closure:
             self._blame(step, step.page, error.message)
             return iter(())
         self._progress.advance(items=0)
-        for chunk in _chunks_of(page):
-            self._check_chunk(step, chunk)
+        for span in _chunks_of(page):
+            self._check_chunk(step, span)
+        if self._full and page.type == DIRECTORY and page.level == 0:
+            for entry in page.items:
+                self._check_file(step, entry)
         return iter(_pages_of(page))
 
-    def _check_chunk(self, step: "_Step", chunk: ObjectId) -> None:
+    def _check_chunk(self, step: "_Step", span: Span) -> None:
+        chunk = span.chunk
         if chunk in self.reasons:
             step.damage.add(chunk)
             return
@@ -285,14 +347,34 @@ class _Closure:
             if not self._objects.has_key(chunk[:8]):
                 self._blame(step, chunk, "chunk is missing")
             return
-        if chunk in self._read_chunks:
+        if chunk not in self._chunk_bytes:
+            self.chunks += 1
+            try:
+                self._chunk_bytes[chunk] = len(self._objects.read(Kind.CHUNK, chunk))
+            except DmError as error:
+                self._blame(step, chunk, error.message)
+                return
+            self._progress.advance(self._chunk_bytes[chunk])
+        if self._chunk_bytes[chunk] != span.length:
+            self._blame(step, step.page, f"chunk {chunk.hex()[:12]} is not as long as its span")
+
+    def _check_file(self, step: "_Step", entry: Entry) -> None:
+        """The content id must be that of the chunks; what cannot be read is told elsewhere."""
+        if entry.kind is not EntryKind.FILE:
             return
-        self._read_chunks.add(chunk)
-        self.chunks += 1
-        try:
-            self._progress.advance(len(self._objects.read(Kind.CHUNK, chunk)))
-        except DmError as error:
-            self._blame(step, chunk, error.message)
+        key = (entry.layout, entry.tree, entry.size, entry.content)
+        if key not in self._files:
+            self._files[key] = ""
+            try:
+                for _ in check_content(self._objects, entry):
+                    self._progress.advance()
+            except BadObject as error:
+                self._files[key] = error.message
+            except Corruption:
+                pass  # the walk names the page or chunk
+        if self._files[key]:
+            name = entry.name.decode("utf-8", "backslashreplace")
+            self._blame(step, step.page, f"file {name!a}: {self._files[key]}")
 
     def _blame(self, step: "_Step", bad: ObjectId, reason: str) -> None:
         self.reasons[bad] = reason
@@ -330,18 +412,18 @@ def _pages_of(page: Page) -> Iterator[_Step]:
                 yield _Step(entry.tree, DIRECTORY if is_directory else MANIFEST)
 
 
-def _chunks_of(page: Page) -> Iterator[ObjectId]:
-    """The chunks a leaf page names directly."""
+def _chunks_of(page: Page) -> Iterator[Span]:
+    """The chunks a leaf page names directly, and how long they must be."""
     if page.level > 0:
         return
     if page.type == DIRECTORY:
         for entry in page.items:
             if entry.kind is EntryKind.FILE and entry.layout is FileLayout.SINGLE:
-                yield ObjectId(entry.content)
+                yield Span(entry.size, ObjectId(entry.content))
         return
     for span in page.items:
         if span.chunk != ZERO_RUN:
-            yield span.chunk
+            yield span
 
 
 # --- trees -----------------------------------------------------

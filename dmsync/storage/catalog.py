@@ -4,6 +4,9 @@ The log is the truth; `catalog.sqlite` can be dropped at any time and is rebuilt
 Queries never wait for a writer and never write. A projection that is behind (its writer died
 between log and projection) is caught up by whoever gets the log lock; a reader that finds the
 lock taken reads what is there, for the holder is catching up itself (protocol/STORE.md 5).
+
+On a full disk or a read-only filesystem queries go on: the file is read as it lies there, or
+folded anew outside the store when it is not all there is.
 """
 
 import os
@@ -11,10 +14,10 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from secrets import randbits, token_bytes
-from typing import Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from dmsync.core.encoding import decode, encode
 from dmsync.core.events import (
@@ -54,6 +57,9 @@ from dmsync.storage.event_log import START, EventLog, Position
 from dmsync.storage.layout import Layout, open_store
 from dmsync.storage.locks import FileLock
 from dmsync.storage.projections import Projection, ReadCommit
+
+if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
 
 __all__ = [
     "Catalog",
@@ -118,15 +124,6 @@ def _is_damage(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
     no_such = isinstance(error, sqlite3.OperationalError) and "no such" in str(error)
     return (code is not None and code & 0xFF in _DAMAGED) or no_such
-
-
-def _translated(error: sqlite3.Error) -> StorageFull | StorageFailed | Corruption:
-    code = getattr(error, "sqlite_errorcode", 0) or 0
-    if code & 0xFF == sqlite3.SQLITE_FULL:
-        return StorageFull(f"catalog: {error}")
-    if _is_damage(error):
-        return Corruption(f"catalog: {error}", hint="remove catalog.sqlite: it is rebuilt")
-    return StorageFailed(f"catalog: {error}")
 
 
 class Transaction:
@@ -201,6 +198,10 @@ class Catalog:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._connections_guard = threading.Lock()
+        self._elsewhere: Catalog | None = None
+        """Answers instead of this one while its file cannot be used and not be written."""
+        self._elsewhere_guard = threading.Lock()
+        self._scratch: list[tuple[Catalog, TemporaryDirectory[str]]] = []
         self.rebuilt_because: str | None = None
         """Why this object had to rebuild the projection, for fsck and logs."""
 
@@ -230,6 +231,20 @@ class Catalog:
             raise
         return catalog
 
+    @classmethod
+    def folded_at(cls, path: str, layout: Layout, read_commit: ReadCommit) -> Self:
+        """The same log folded into a new file at `path`, for queries only. Takes no lock and
+        writes nothing into the store.
+
+        Raises:
+            Corruption, StorageFull, StorageFailed
+        """
+        there = Layout(layout.home)
+        there.catalog_file = path
+        catalog = cls(there, read_commit)
+        catalog._build(path, settle_end=False)
+        return catalog
+
     def close(self) -> None:
         """Close the connections of all threads; the catalog may not be used any more."""
         with self._connections_guard:
@@ -237,6 +252,11 @@ class Catalog:
         for connection in connections:
             connection.close()
         self._local = threading.local()
+        self._elsewhere = None
+        while self._scratch:
+            catalog, directory = self._scratch.pop()
+            catalog.close()
+            directory.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -251,15 +271,51 @@ class Catalog:
         writing: sqlite3.Connection | None = getattr(self._local, "writing", None)
         if writing is not None:
             return writing
+        elsewhere = self._elsewhere
+        if elsewhere is not None:
+            return elsewhere._reader()
         identity = self._file_identity()
         connection: sqlite3.Connection | None = getattr(self._local, "reader", None)
-        if connection is not None and self._local.identity == identity:
-            return connection
         if connection is not None:
-            self._forget(connection)  # the file has been replaced by a rebuilt one
-        self._local.reader = connection = self._connect(read_only=True)
+            if self._local.identity == identity and not self._has_thawed(connection):
+                return connection
+            self._local.reader = None
+            self._forget(connection)  # the file has been replaced by a rebuilt one, or written
+        try:
+            connection = self._connect(read_only=True)
+        except (StorageFull, StorageFailed) as exc:
+            return self._fold_elsewhere(exc)._reader()
+        self._local.reader = connection
         self._local.identity = identity
         return connection
+
+    def _has_thawed(self, connection: sqlite3.Connection) -> bool:
+        """Was a database written that we opened as one nobody can write?"""
+        if not isinstance(connection, schema.FrozenConnection):
+            return False
+        return connection.fingerprint != schema.fingerprint(self._path)
+
+    def _fold_elsewhere(self, reason: StorageFull | StorageFailed) -> "Catalog":
+        """Have queries answered from a fold of the log in the system's temporary directory.
+
+        Raises:
+            StorageFull, StorageFailed: `reason`, when that is impossible too.
+            Corruption
+        """
+        from tempfile import TemporaryDirectory  # rarely needed, and slow to import
+
+        with self._elsewhere_guard:
+            if self._elsewhere is None:
+                try:
+                    with storage_errors("making a temporary directory"):
+                        directory = TemporaryDirectory(prefix="dmsync-")
+                    path = os.path.join(directory.name, "catalog.sqlite")
+                    catalog = Catalog.folded_at(path, self.layout, self._read_commit)
+                except (StorageFull, StorageFailed):
+                    raise reason from None
+                self._scratch.append((catalog, directory))
+                self._elsewhere = catalog
+            return self._elsewhere
 
     def _file_identity(self) -> tuple[int, int]:
         try:
@@ -272,19 +328,12 @@ class Catalog:
         """Connect to the file now in place, which has a schema of ours. Raises _Unusable."""
         for _ in range(8):
             identity = self._file_identity()
-            connection = None
             try:
-                connection = schema.connect(self._path, read_only=read_only)
-                # Also opens the WAL, which is found by name: below we make sure that database
-                # and WAL are of the same file, not of one renamed into place in between.
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-                connection.execute("SELECT 1 FROM meta").fetchone()
+                connection, version = self._open(read_only=read_only)
             except sqlite3.Error as exc:
-                if connection is not None:
-                    connection.close()
                 if _is_damage(exc):
                     raise _Unusable(f"it is damaged: {exc}") from exc
-                raise _translated(exc) from exc
+                raise self._translated(exc) from exc
             if version != schema.SCHEMA_VERSION:
                 connection.close()
                 raise _Unusable(f"it has schema {version}")
@@ -294,6 +343,29 @@ class Catalog:
                 return connection
             connection.close()
         raise StorageFailed("catalog.sqlite is being replaced again and again")
+
+    def _open(self, *, read_only: bool) -> tuple[sqlite3.Connection, int]:
+        """A connection and the schema's version. Raises sqlite3.Error, StorageFailed."""
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = schema.connect(self._path, read_only=read_only)
+            return connection, _version(connection)
+        except sqlite3.Error as exc:
+            if connection is not None:
+                connection.close()
+            if not (read_only and schema.is_unwritable(exc)):
+                raise
+            try:
+                connection = schema.connect_frozen(self._path)
+            except FileNotFoundError:
+                connection = None
+            if connection is None:
+                raise
+        try:
+            return connection, _version(connection)
+        except BaseException:
+            connection.close()
+            raise
 
     def _forget(self, connection: sqlite3.Connection) -> None:
         with self._connections_guard:
@@ -310,6 +382,20 @@ class Catalog:
         Raises:
             Busy: it must be rebuilt and a writer holds the log lock too long.
         """
+        elsewhere = self._elsewhere
+        if elsewhere is not None and elsewhere._is_current():
+            return
+        self._elsewhere = None  # others may still be asking it: it is closed at the end
+        try:
+            self._refresh()
+        except (StorageFull, StorageFailed) as exc:
+            self._fold_elsewhere(exc)
+
+    def _is_current(self) -> bool:
+        position = self._position(self._reader())
+        return self._log.holds(position) and not self._log.reaches_past(position)
+
+    def _refresh(self) -> None:
         try:
             position = self._position(self._reader())
             if self._log.holds(position) and not self._log.reaches_past(position):
@@ -339,15 +425,14 @@ class Catalog:
         finally:
             self._thread_lock.release()
 
-    @staticmethod
-    def _position(connection: sqlite3.Connection) -> Position:
+    def _position(self, connection: sqlite3.Connection) -> Position:
         """How far the projection has got. Raises _Unusable."""
         try:
             row = connection.execute("SELECT value FROM meta WHERE key = 'position'").fetchone()
         except sqlite3.Error as exc:
             if _is_damage(exc):
                 raise _Unusable(f"it is damaged: {exc}") from exc
-            raise _translated(exc) from exc
+            raise self._translated(exc) from exc
         if row is None:
             raise _Unusable("it is incomplete")
         try:
@@ -374,11 +459,14 @@ class Catalog:
             return self._rebuild_locked(str(exc))
         except sqlite3.Error as exc:
             if not _is_damage(exc):
-                raise _translated(exc) from exc
+                raise self._translated(exc) from exc
             return self._rebuild_locked(f"it is damaged: {exc}")
 
-    def _replay(self, connection: sqlite3.Connection, after: Position) -> Position:
-        """Apply what the log has after a position, in one SQL transaction."""
+    def _replay(
+        self, connection: sqlite3.Connection, after: Position, *, settle_end: bool = True
+    ) -> Position:
+        """Apply what the log has after a position, in one SQL transaction. With `settle_end`
+        the log's end is put in order, which needs the log lock."""
         purged = frozenset(
             event.dot
             for operation, _ in self._log.read(after)
@@ -387,9 +475,10 @@ class Catalog:
         )
         projection = Projection(connection, self._read_commit, is_replay=True, purged=purged)
         position = after
+        operations = self._log.recover(after) if settle_end else self._log.read(after)
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for operation, position in self._log.recover(after):
+            for operation, position in operations:
                 projection.apply_operation(operation, position.segment, position.record_offset)
             _store_position(projection, position)
             connection.execute("COMMIT")
@@ -414,6 +503,8 @@ class Catalog:
         for suffix in ("", "-wal", "-shm", "-journal"):
             remove_if_there(fresh + suffix)
         position = self._build(fresh)
+        if was_ahead:
+            self._log.note_lost_end(self._lost_end(fresh))
         with storage_errors("replacing catalog.sqlite"):
             # A WAL belongs to the database by its name: the old one must not meet the new file.
             for suffix in ("-wal", "-shm"):
@@ -436,7 +527,34 @@ class Catalog:
         finally:
             self._forget(connection)
 
-    def _build(self, path: str) -> Position:
+    def _lost_end(self, fresh: str) -> str:
+        """Which operations the old file knew and the log no longer has, for the user."""
+        lost: list[tuple[int, int]] = []
+        newest_first = (
+            "SELECT op_id, first_seq + events - 1, time_ns FROM operations ORDER BY first_seq DESC"
+        )
+        is_kept = "SELECT 1 FROM operations WHERE op_id = ?"
+        try:
+            known = self._connect(read_only=True)
+            try:
+                with closing(sqlite3.connect(fresh)) as kept:
+                    for op_id, last_seq, time_ns in known.execute(newest_first):
+                        if kept.execute(is_kept, (op_id,)).fetchone():
+                            break
+                        lost.append((last_seq, time_ns))
+            finally:
+                self._forget(known)
+        except (_Unusable, StorageFull, StorageFailed, sqlite3.Error):
+            pass  # how many they were is not known, and that they are gone must be told anyway
+        if not lost:
+            return "the log lost its end: operations that were done are gone"
+        times = [_utc(time_ns) for _, time_ns in lost]
+        return (
+            f"the log lost its end: the last {len(lost)} operations, of {times[-1]} to {times[0]} "
+            f"(up to event {lost[0][0]}), were done and are gone"
+        )
+
+    def _build(self, path: str, *, settle_end: bool = True) -> Position:
         connection = sqlite3.connect(path, isolation_level=None)
         try:
             # Nobody reads it before the rename, and a cut build is thrown away.
@@ -444,7 +562,7 @@ class Catalog:
             connection.execute("PRAGMA synchronous = OFF")
             connection.executescript(schema.SCHEMA)
             connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
-            position = self._replay(connection, START)
+            position = self._replay(connection, START, settle_end=settle_end)
             connection.execute("PRAGMA synchronous = FULL")
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
@@ -453,7 +571,7 @@ class Catalog:
             connection.execute("UPDATE meta SET value = value WHERE key = 'position'")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as exc:
-            raise _translated(exc) from exc
+            raise self._translated(exc) from exc
         finally:
             connection.close()
         os.chmod(path, 0o600)
@@ -495,6 +613,7 @@ class Catalog:
         """
         with self._locked(self.lock_wait_s):
             position = self._catch_up_locked()
+            self._elsewhere = None  # the file can be written again
             connection = self._connect(read_only=False)
             self._local.writing = connection
             try:
@@ -531,7 +650,7 @@ class Catalog:
         except BaseException as exc:
             _roll_back(connection)
             if isinstance(exc, sqlite3.Error):
-                raise _translated(exc) from exc
+                raise self._translated(exc) from exc
             raise
         if transaction.is_empty:
             _roll_back(connection)
@@ -556,11 +675,16 @@ class Catalog:
             schema.checkpoint(connection, self._path, wal_bytes_min=CHECKPOINT_WAL_BYTES)
         except sqlite3.Error as exc:
             _roll_back(connection)
-            error = _translated(exc)
+            error = self._translated(exc)
             error.message = f"the change is recorded, but not yet visible: {error.message}"
             error.facts["recorded"] = True
             error.facts["seq"] = operation.last_seq
             raise error from exc
+
+    def _translated(self, error: sqlite3.Error) -> StorageFull | StorageFailed | Corruption:
+        if _is_damage(error):
+            return Corruption(f"catalog: {error}", hint="remove catalog.sqlite: it is rebuilt")
+        return schema.storage_error("catalog", self._path, error)
 
     # --- queries: the store ---------------------------------------------------------------------
 
@@ -571,7 +695,7 @@ class Catalog:
             damage: Exception = exc
         except sqlite3.Error as exc:
             if not _is_damage(exc):
-                raise _translated(exc) from exc
+                raise self._translated(exc) from exc
             damage = exc
         return self._rows_after_rebuild(damage, sql, parameters)
 
@@ -587,12 +711,15 @@ class Catalog:
         if reader is not None:
             self._local.reader = None
             self._forget(reader)
-        with self._locked(self.lock_wait_s):
-            self._rebuild_locked(str(damage))
+        try:
+            with self._locked(self.lock_wait_s):
+                self._rebuild_locked(str(damage))
+        except (StorageFull, StorageFailed) as exc:
+            self._fold_elsewhere(exc)
         try:
             return self._reader().execute(sql, parameters).fetchall()
         except sqlite3.Error as exc:
-            raise _translated(exc) from exc
+            raise self._translated(exc) from exc
 
     def _row(self, sql: str, *parameters: object) -> Any:
         rows = self._rows(sql, *parameters)
@@ -820,7 +947,7 @@ class Catalog:
                     return connection.execute(sql, parameters).rowcount > 0
                 finally:
                     self._forget(connection)
-        except (Busy, sqlite3.Error):
+        except (Busy, StorageFull, StorageFailed, sqlite3.Error):
             return False
 
     # --- queries: trees, remotes, transfers, operations -----------------------------------------
@@ -954,6 +1081,18 @@ class Catalog:
         if found.first_seq != operation.first_seq:
             raise Corruption("the catalog and the event log disagree", seq=operation.first_seq)
         return found
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """Also opens the WAL, which is found by name: the caller makes sure that database and WAL are
+    of the same file, not of one renamed into place in between."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute("SELECT 1 FROM meta").fetchone()
+    return cast(int, version)
+
+
+def _utc(time_ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_ns // 1_000_000_000))
 
 
 def _store_position(projection: Projection, position: Position) -> None:

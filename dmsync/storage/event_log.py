@@ -35,6 +35,7 @@ _SEGMENT_CHECK_BYTES: Final = 8
 SEGMENT_HEADER_BYTES: Final = 64
 _SECTOR_BYTES: Final = 512
 """Smallest unit a disk writes as a whole: what a torn append leaves unwritten, in whole sectors."""
+_LOST_END_FILE: Final = "lost-end"
 _SEGMENT_NAME: Final = re.compile(r"[0-9]{8}\.log", re.ASCII)
 _CHAIN_CONTEXT: Final = "dmsync 2026-11-21 event chain v1"
 _CHECK_CONTEXT: Final = "dmsync 2026-11-21 event length v1"
@@ -208,6 +209,16 @@ class EventLog:
                     position = Position(number, offset, end, operation.last_seq, chain_hash)
                     yield operation, position, payload
 
+    def lost_end(self) -> list[str]:
+        """What note_lost_end was told, oldest first, until somebody removes `lost-end`."""
+        path = os.path.join(self._directory, _LOST_END_FILE)
+        with storage_errors(f"reading {path}"):
+            try:
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    return file.read().splitlines()
+            except FileNotFoundError:
+                return []
+
     def _path(self, segment: int) -> str:
         return os.path.join(self._directory, segment_name(segment))
 
@@ -257,6 +268,17 @@ class EventLog:
             with closing(self._writable(last.segment)) as file:
                 file.write(header + payload, last.record_offset)
                 file.sync()
+
+    def note_lost_end(self, what: str) -> None:
+        """Keep one line for fsck: the log had acknowledged more than it has. Durable on return.
+
+        Raises:
+            StorageFull, StorageFailed
+        """
+        told = self.lost_end()
+        if what not in told:
+            path = os.path.join(self._directory, _LOST_END_FILE)
+            write_file_atomic(path, "".join(f"{line}\n" for line in [*told, what]).encode())
 
     def append(self, operation: Operation, at: Position) -> Position:
         """Write `operation` behind `at`, the end of the log; durable on return.

@@ -93,6 +93,11 @@ class Layout:
         self.known_hosts_file = os.path.join(self.home, "known_hosts")
         self.dots_dir = os.path.join(self.home, "dots")
         self.trash_dir = os.path.join(self.home, "trash")
+        self.transfers_dir = os.path.join(self.home, "transfers")
+
+    def transfer_lock_file(self, transfer: bytes) -> str:
+        """Locked as long as the transfer runs (a ProofOfLife)."""
+        return os.path.join(self.transfers_dir, f"{transfer.hex()}.lock")
 
     def dot_dir(self, dot: DotId) -> str:
         return os.path.join(self.dots_dir, dot.hex())

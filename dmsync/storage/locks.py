@@ -29,6 +29,9 @@ class FileLock:
 
     `what` names it in messages ("the log", "dot shop"). The holder's process id and command are
     written into the file for others' messages only; the kernel decides who holds it.
+
+    A shared one writes nothing when the file is there. On a read-only filesystem without the file
+    it is held without a lock: nobody can take the exclusive one there.
     """
 
     def __init__(self, path: str, *, what: str, shared: bool = False, wait_s: float = 10.0) -> None:
@@ -37,10 +40,11 @@ class FileLock:
         self._shared = shared
         self._wait_s = wait_s
         self._file: int | None = None
+        self._is_held = False
 
     @property
     def is_held(self) -> bool:
-        return self._file is not None
+        return self._is_held
 
     def acquire(self) -> None:
         """Wait for the lock up to `wait_s` seconds.
@@ -49,20 +53,23 @@ class FileLock:
             Busy: somebody else holds it still.
             StorageFailed: the file cannot be opened.
         """
-        assert self._file is None, "the lock is held already"
+        assert not self._is_held, "the lock is held already"
         file = self._open()
-        try:
-            self._wait(file)
-            if not self._shared:
-                _write_holder(file)
-        except BaseException:
-            os.close(file)
-            raise
+        if file is not None:
+            try:
+                self._wait(file)
+                if not self._shared:
+                    _write_holder(file)
+            except BaseException:
+                os.close(file)
+                raise
         self._file = file
+        self._is_held = True
 
     def release(self) -> None:
         """Give the lock back; harmless when not held."""
         file, self._file = self._file, None
+        self._is_held = False
         if file is None:
             return
         try:
@@ -85,10 +92,20 @@ class FileLock:
     ) -> None:
         self.release()
 
-    def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    def _open(self) -> int | None:
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
         with storage_errors(f"opening the lock {self._path}"):
-            return os.open(self._path, flags, 0o600)
+            if self._shared:
+                try:
+                    return os.open(self._path, os.O_RDONLY | flags)
+                except FileNotFoundError:
+                    pass  # the first one to lock makes the file
+            try:
+                return os.open(self._path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+            except OSError as exc:
+                if self._shared and exc.errno == errno.EROFS:
+                    return None
+                raise
 
     def _wait(self, file: int) -> None:
         deadline = time.monotonic() + self._wait_s
@@ -105,6 +122,89 @@ class FileLock:
                 )
             time.sleep(min(pause_s, remaining_s))
             pause_s = min(2 * pause_s, _POLL_SECONDS_MAX)
+
+
+class ProofOfLife:
+    """A lock file that shows others that its maker lives; gone with it, or left unlocked by a kill.
+
+    Its path is this maker's alone (it has a random part). Take it before anything that others
+    judge by it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def acquire(self) -> None:
+        """Raises StorageFull, StorageFailed."""
+        assert self._file is None, "the proof is given already"
+        while self._file is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            with storage_errors(f"making {self._path}"):
+                file = os.open(self._path, flags, 0o600)
+            # somebody who sweeps may have found it in the moment before it was locked
+            if _try_lock(file, shared=False) and _is_at(file, self._path):
+                self._file = file
+            else:
+                os.close(file)
+
+    def release(self) -> None:
+        """Remove the file; harmless when it is not held."""
+        file, self._file = self._file, None
+        if file is not None:
+            _unlink_quietly(self._path)
+            os.close(file)
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def is_alive(path: str) -> bool:
+    """True while the maker of the ProofOfLife at `path` lives. Changes nothing."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, request)
+        return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+
+
+def remove_if_dead(path: str) -> None:
+    """Remove the file of a ProofOfLife whose maker was killed; any other stays."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        if _try_lock(file, shared=False) and _is_at(file, path):
+            _unlink_quietly(path)
+    finally:
+        os.close(file)
+
+
+def _is_at(file: int, path: str) -> bool:
+    """Is the open file the one that `path` names?"""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _unlink_quietly(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # without its lock it proves nothing
 
 
 def _try_lock(file: int, *, shared: bool) -> bool:

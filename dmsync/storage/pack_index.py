@@ -3,8 +3,12 @@
 A projection of the packs directory and nothing else: what is missing is read from footers, what
 is gone is removed, and a lost or corrupt database is built again. It answers with candidates
 only; who reads a record hashes it.
+
+Opening a sound one writes nothing. On a full disk or a read-only filesystem it is read as it lies
+there, or built for this process alone when it does not say what the packs directory holds.
 """
 
+import math
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -13,7 +17,9 @@ from typing import Any, Final
 
 from dmsync.core.ids import KEY_BYTES
 from dmsync.errors import Corruption, StorageFailed, StorageFull
+from dmsync.storage import schema
 from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors
+from dmsync.storage.locks import FileLock
 from dmsync.storage.packs import PACK_SUFFIX, Footer, PackInfo, Place, read_footer
 
 SCHEMA_VERSION: Final = 1
@@ -46,10 +52,16 @@ class PackIndex:
         self._names: dict[int, str] = {}
         self.unreadable: set[str] = set()
         """Packs whose table cannot be read: not indexed, found by `ObjectStore.check`."""
+        self._is_private = False
+        """Built for this process alone: the file can be neither used nor written."""
         with storage_errors(f"opening the object index {self._path}"):
             os.makedirs(self._packs_dir, 0o700, exist_ok=True)
         self._db = self._open()
-        self.catch_up()
+        try:
+            self.catch_up()
+        except BaseException:
+            self._db.close()
+            raise
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -91,7 +103,7 @@ class PackIndex:
             return self._db.execute(sql, values).fetchall()
         except sqlite3.DatabaseError as exc:
             if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
-                raise _translated(exc) from exc
+                raise self._translated(exc) from exc
             self._rebuild()
             return self._db.execute(sql, values).fetchall()
 
@@ -111,7 +123,10 @@ class PackIndex:
             for name in sorted(listed - known):
                 self._insert_from_file(name)
 
-        self._change(change)
+        try:
+            self._change(change)
+        except (StorageFull, StorageFailed):
+            self._build_privately()
 
     def add(self, packs: list[tuple[PackInfo, Footer]]) -> None:
         """Index packs that were just sealed."""
@@ -167,17 +182,50 @@ class PackIndex:
 
     def _change(self, change: Callable[[], None]) -> None:
         """Run one transaction; a damaged database is rebuilt, which includes the change."""
+        if self._is_private:
+            self._transact(change)
+            return
         with self._writers_lock():
             try:
+                if isinstance(self._db, schema.FrozenConnection):
+                    self._thaw()
                 self._transact(change)
             except sqlite3.DatabaseError as exc:
                 if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
-                    raise _translated(exc) from exc
+                    raise self._translated(exc) from exc
                 self._start_over()
 
+    def _thaw(self) -> None:
+        """What was opened as a file nobody can write is to be written now."""
+        frozen, self._db = self._db, self._connect()
+        frozen.close()
+
     def _rebuild(self) -> None:
-        with self._writers_lock():
-            self._start_over()
+        try:
+            with self._writers_lock():
+                self._start_over()
+        except (StorageFull, StorageFailed):
+            self._build_privately()
+
+    def _build_privately(self) -> None:
+        """Read every footer into a database that SQLite keeps in the system's temporary directory
+        and that ends with the connection. Raises StorageFull, StorageFailed."""
+        self._db.close()
+        self._names = {}
+        self._is_private = True
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        try:
+            self._transact(self._fill)
+        except sqlite3.OperationalError as exc:
+            raise StorageFull(
+                f"building the object index in the temporary directory: {exc}"
+            ) from exc
+
+    def _fill(self) -> None:
+        self._create()
+        for name in sorted(os.listdir(self._packs_dir)):
+            if name.endswith(PACK_SUFFIX):
+                self._insert_from_file(name)
 
     def _start_over(self) -> None:
         """Remove the database and read every footer. The caller holds the writers' lock.
@@ -191,14 +239,10 @@ class PackIndex:
                 remove_if_there(self._path + suffix)
         self._names = {}
         self._db = self._connect()
-
-        def fill() -> None:
-            self._create()
-            for name in sorted(os.listdir(self._packs_dir)):
-                if name.endswith(PACK_SUFFIX):
-                    self._insert_from_file(name)
-
-        self._transact(fill)
+        try:
+            self._transact(self._fill)
+        except sqlite3.OperationalError as exc:
+            raise self._translated(exc) from exc
 
     def _transact(self, change: Callable[[], None]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -227,6 +271,47 @@ class PackIndex:
     # --- opening ------------------------------------------------------------------------------
 
     def _open(self) -> sqlite3.Connection:
+        if os.path.exists(self._path):
+            # Shared: while it is held, nobody replaces the file under its name.
+            with self._readers_lock():
+                db = self._open_to_read()
+            if db is not None:
+                return db
+        try:
+            return self._open_to_write()
+        except (StorageFull, StorageFailed):
+            self._build_privately()
+            return self._db
+
+    def _readers_lock(self) -> FileLock:
+        return FileLock(self._lock_path, what="the object index", shared=True, wait_s=math.inf)
+
+    def _open_to_read(self) -> sqlite3.Connection | None:
+        """A connection to a database that needs no repair; None when it needs some."""
+        try:
+            return self._checked(self._connect())
+        except (StorageFull, StorageFailed, sqlite3.DatabaseError):
+            pass  # a full disk, a read-only one, or damage: the file's own state decides
+        try:
+            frozen = schema.connect_frozen(self._path)
+            return None if frozen is None else self._checked(frozen)
+        except (FileNotFoundError, sqlite3.DatabaseError):
+            return None
+
+    @staticmethod
+    def _checked(db: sqlite3.Connection) -> sqlite3.Connection:
+        """Raises sqlite3.DatabaseError, having closed it, when it has not our tables."""
+        try:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            db.execute("SELECT 1 FROM packs LIMIT 1").fetchone()
+            if version != SCHEMA_VERSION:
+                raise sqlite3.DatabaseError(f"schema {version}")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _open_to_write(self) -> sqlite3.Connection:
         with self._writers_lock():
             self._db = self._connect()
             try:
@@ -237,7 +322,7 @@ class PackIndex:
                     self._start_over()
             except sqlite3.DatabaseError as exc:
                 if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
-                    raise _translated(exc) from exc
+                    raise self._translated(exc) from exc
                 self._start_over()
         return self._db
 
@@ -249,17 +334,17 @@ class PackIndex:
                 isolation_level=None,
                 check_same_thread=False,
             )
-            try:
-                db.execute("PRAGMA journal_mode=WAL").fetchall()
-            except sqlite3.DatabaseError as exc:
-                if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
-                    raise
-                # Not a database: the first statement that needs it starts over.
-                return db
+        except sqlite3.OperationalError as exc:
+            raise self._translated(exc) from exc
+        try:
+            db.execute("PRAGMA journal_mode=WAL").fetchall()
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute("PRAGMA wal_autocheckpoint=0")
-        except sqlite3.OperationalError as exc:
-            raise _translated(exc) from exc
+        except sqlite3.DatabaseError as exc:
+            if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
+                db.close()
+                raise self._translated(exc) from exc
+            # Not a database: the first statement that needs it starts over.
         return db
 
     def _create(self) -> None:
@@ -268,6 +353,9 @@ class PackIndex:
                 self._db.execute(statement)
         self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
+    def _translated(self, error: sqlite3.Error) -> StorageFull | StorageFailed:
+        return schema.storage_error("object index", self._path, error)
+
     def close(self) -> None:
         self._db.close()
 
@@ -275,9 +363,3 @@ class PackIndex:
 def _is_damage(exc: sqlite3.OperationalError) -> bool:
     """A missing table is damage of a projection; a full disk or a lock is not."""
     return "no such table" in str(exc) or "malformed" in str(exc)
-
-
-def _translated(exc: sqlite3.DatabaseError) -> StorageFull | StorageFailed:
-    if "full" in str(exc):
-        return StorageFull(f"writing the object index: {exc}")
-    return StorageFailed(f"object index: {exc}")

@@ -43,6 +43,9 @@ BATCH_BYTES: Final = 8 * 1024 * 1024
 _BATCHED_BYTES_MIN: Final = 4096
 PATCHES_PER_FULL: Final = 4
 """A chain is renewed when its patches are stored in more than this many times its full frame."""
+RENEWAL_STEPS: Final = (24, 40)
+"""A chain is also renewed at a number of steps in this range, spread by the chunk's id so that
+chunks that change together are not all renewed in one commit (protocol/decisions/0004)."""
 _SURELY_GOOD: Final = 64
 """A delta below 1/64 of the object is taken without comparing it with a plain frame."""
 _GOOD_DELTA: Final = 0.5
@@ -225,7 +228,7 @@ class PackWriter:
     def _delta(self, kind: Kind, data: bytes, base: ObjectId, replaced: Decoded) -> Record | None:
         """A record on the replaced object, None when a full frame or another base is better."""
         if (
-            replaced.steps >= STEPS_MAX
+            replaced.steps >= _renewal_steps(base)
             or replaced.patch_bytes > PATCHES_PER_FULL * replaced.full_bytes
         ):
             return None
@@ -289,6 +292,11 @@ def plain_record(kind: Kind, data: bytes, frame: bytes) -> Record:
     if len(frame) >= len(data):
         return Record(kind, Encoding.RAW, len(data), data)
     return Record(kind, Encoding.ZSTD, len(data), frame)
+
+
+def _renewal_steps(base: ObjectId) -> int:
+    fewest, most = RENEWAL_STEPS
+    return fewest + base[-1] % (most - fewest)
 
 
 def _patch_or_prefix(kind: Kind, data: bytes, key: bytes, old: bytes) -> Record:

@@ -39,7 +39,7 @@ PART_SUFFIX: Final = ".part"
 
 
 class Quarantine:
-    """One receive session. A PageReader over what came in and the store; for one thread.
+    """One receive session. A PageReader over what came in and the store; for one thread at a time.
 
     Parts are locked while a session has them, so two sessions into one dot never share one.
     """
@@ -90,7 +90,8 @@ class Quarantine:
             record = plain_record(record.kind, decoded.data, compress(decoded.data))
         self._parts_for_append()
         place = self._parts.append(encode_record(record), short_key(oid))
-        self._store.cache.put(place, decoded)
+        with self._store.lock:
+            self._store.cache.put(place, decoded)
         self.received_ids.add(oid)
         return oid
 

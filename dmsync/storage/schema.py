@@ -7,11 +7,12 @@ older file is rebuilt from the log instead of being migrated.
 import os
 import sqlite3
 from typing import Final
+from urllib.parse import quote
 
 from blake3 import blake3
 
 from dmsync.core.encoding import encode
-from dmsync.errors import StorageFailed
+from dmsync.errors import StorageFailed, StorageFull
 
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_MS: Final = 5000
@@ -145,6 +146,12 @@ CREATE TABLE transfers (
 ) WITHOUT ROWID;
 """
 
+_UNWRITABLE: Final = frozenset(
+    (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL)
+)
+_FREE_BYTES_MIN: Final = 64 * 1024
+"""SQLite needs 32 KiB for its shared memory and some for the WAL before it can read."""
+
 DERIVED_TABLES: Final = frozenset({"commit_deltas"})
 """Caches that are no function of the log alone; a rebuilt catalog starts without them."""
 
@@ -170,6 +177,70 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     return connection
 
 
+class FrozenConnection(sqlite3.Connection):
+    """Reads a database as if nobody could change it: no locks, no WAL, no file is made."""
+
+    fingerprint: tuple[int, ...] = ()
+    """Of the file that was opened; see fingerprint()."""
+
+
+def fingerprint(path: str) -> tuple[int, ...]:
+    """Changes when somebody writes the database after all. Raises FileNotFoundError."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, _wal_bytes(path)
+
+
+def connect_frozen(path: str) -> FrozenConnection | None:
+    """Open a database whose WAL and shared memory cannot be made here; None when it has a WAL
+    with content, without which the file is not all there is.
+
+    Only for when writing is impossible for us. The risk: somebody else can write (space was
+    freed), and pages change under a statement. Who keeps the connection compares fingerprints
+    before each statement; one that runs meanwhile may see damage, which is never written.
+    Raises sqlite3.Error, FileNotFoundError.
+    """
+    found = fingerprint(path)
+    if _wal_bytes(path) > 0:
+        return None
+    connection = sqlite3.connect(
+        f"file:{quote(path)}?mode=ro&immutable=1",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+        factory=FrozenConnection,
+    )
+    connection.fingerprint = found
+    return connection
+
+
+def is_unwritable(error: sqlite3.Error) -> bool:
+    """Could SQLite not make, grow or write a file (its WAL, its shared memory)?"""
+    return (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF in _UNWRITABLE
+
+
+def storage_error(doing: str, path: str, error: sqlite3.Error) -> StorageFull | StorageFailed:
+    """The cause of SQLite's refusal: it says "disk I/O error" when its shared memory does not
+    fit on a full disk, and "unable to open database file" on a read-only one."""
+    if is_unwritable(error):
+        found = os.statvfs(os.path.dirname(path))
+        if found.f_flag & os.ST_RDONLY:
+            return StorageFailed(f"{doing}: Read-only file system")
+        is_full = found.f_bavail * found.f_frsize < _FREE_BYTES_MIN
+        if is_full or error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+            return StorageFull(f"{doing}: No space left on device ({error})")
+        if error.sqlite_errorcode == sqlite3.SQLITE_IOERR_SHMSIZE:
+            return StorageFull(f"{doing}: no room for shared memory, or a quota is used up")
+    return StorageFailed(f"{doing}: {error}")
+
+
+def _wal_bytes(path: str) -> int:
+    try:
+        return os.stat(f"{path}-wal").st_size
+    except FileNotFoundError:
+        return 0
+
+
 def _set_pragmas(connection: sqlite3.Connection, *, read_only: bool) -> None:
     wanted: dict[str, int | str] = {
         "journal_mode": "wal",
@@ -192,11 +263,8 @@ def checkpoint(connection: sqlite3.Connection, path: str, *, wal_bytes_min: int)
 
     Gives up at once when a reader is in the way: the next writer tries again.
     """
-    try:
-        wal_bytes = os.stat(f"{path}-wal").st_size
-    except FileNotFoundError:
-        return
-    if wal_bytes < wal_bytes_min:
+    wal_bytes = _wal_bytes(path)
+    if not wal_bytes or wal_bytes < wal_bytes_min:
         return
     connection.execute("PRAGMA busy_timeout = 0")
     try:

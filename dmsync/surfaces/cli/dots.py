@@ -8,6 +8,7 @@ import click
 from dmsync.errors import UsageError
 from dmsync.surfaces.cli import output
 from dmsync.surfaces.cli.invocation import (
+    FILE_NAME,
     DmCommand,
     Invocation,
     changing_options,
@@ -22,7 +23,13 @@ _HEADINGS: Final = ("  DOT", "BRANCH", "SERVER", "CONTAINERS", "SIZE", "COMMITS"
 
 @click.command("init", cls=DmCommand, epilog="Example: dm init app --at /srv/app")
 @click.argument("dot", required=False)
-@click.option("--at", "at", metavar="DIR", help="DIR becomes the dot's subdot __default__.")
+@click.option(
+    "--at",
+    "at",
+    type=FILE_NAME,
+    metavar="DIR",
+    help="DIR becomes the dot's subdot __default__.",
+)
 @click.option("--as-root", is_flag=True, help="DIR is the whole tree: its directories are subdots.")
 @click.option("--bare", is_flag=True, help="Make an empty store to push to, and no dot.")
 @changing_options
@@ -49,7 +56,7 @@ def init_command(
         raise UsageError(f"no such directory: {at}")
     parse_dot_name(dot)
     if invocation.dry_run:
-        _check_new(invocation, dot)
+        _check_new(invocation, dot, at)
         invocation.talk(f"would make dot {dot}")
         return
     with invocation.open_store(create=True) as store:
@@ -67,11 +74,17 @@ def _make_store(invocation: Invocation, dot: str | None) -> None:
                 invocation.summary({"home": store.home})
 
 
-def _check_new(invocation: Invocation, dot: str) -> None:
+def _check_new(invocation: Invocation, dot: str, at: str | None) -> None:
+    """Refuse what init would, as far as looking tells."""
+    from dmsync.engine.dots import refuse_attached, refuse_overlap
     from dmsync.errors import AlreadyExists, DotNotFound, StoreNotFound
 
+    if at is not None:
+        refuse_overlap(at, invocation.settings.home)
     try:
         with invocation.open_store() as store:
+            if at is not None:
+                refuse_attached(store, at)
             invocation.resolve_dot(store, dot)
     except (StoreNotFound, DotNotFound):
         return

@@ -202,17 +202,23 @@ def _moving() -> "frozenset[RefStatus]":
     return MOVING
 
 
-def _fetch_outcome(summary: "FetchSummary", dry_run: bool) -> Iterable[str]:
-    for name, old, new in summary.tracking:
-        yield f"  {_ref_line(name, old, new, 'fetched')}"
+def _pull_outcome(summary: "FetchSummary", dry_run: bool) -> Iterable[str]:
     if dry_run:
         for branch, tip in summary.remote_tips:
             yield f"  {branch} is at {tip.hex()[: output.SHORT_ID_DIGITS]} there"
         yield "Nothing was fetched (dry run)."
-    elif summary.nothing_to_do and not summary.tracking:
-        yield "Already up to date."
     else:
+        yield "Already up to date." if summary.nothing_to_do else "Done!"
+
+
+def _fetch_outcome(summary: "FetchSummary", dry_run: bool) -> Iterable[str]:
+    """What a fetch moves are tracking refs."""
+    for name, old, new in summary.tracking:
+        yield f"  {_ref_line(name, old, new, 'fetched')}"
+    if summary.tracking and not dry_run:
         yield "Done!"
+    else:
+        yield from _pull_outcome(summary, dry_run)
 
 
 def _ref_line(ref: str, old: "ObjectId | None", new: "ObjectId | None", what: str) -> str:
@@ -413,7 +419,10 @@ def _fetch_dots(
         )
         title = f"{verb} {_written(row)} from {there.name}:{_remote_text(row, remote_dot)}"
         summary = _announced(
-            invocation, title, lambda: fetch(invocation, store, there, request), _fetch_outcome
+            invocation,
+            title,
+            lambda: fetch(invocation, store, there, request),
+            _fetch_outcome if move == "none" else _pull_outcome,
         )
         return _fetch_fields(summary)
 

@@ -405,7 +405,7 @@ def test_a_dry_push_says_what_would_be_sent(dm: Dm, there: str) -> None:
     commit_file(dm, "second")
     told = dm.text("push", "there", "-n")
     assert "Done!" not in told
-    assert "would send 1 commit, " in told and " B before compression" in told
+    assert "would send 1 commit, " in told and "iB before compression" in told
     assert "  master " in told and "(fast-forward)" in told
     assert dm.text("push", "there").endswith("Done!\n")
 
