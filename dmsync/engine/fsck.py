@@ -122,7 +122,21 @@ def _check_store(store: Store, report: FsckReport, progress: FsckProgress) -> No
         found = []
     for name in found:
         if name not in known:
-            report.notes.append(f"dots/{name} belongs to no dot (an init or clone that was cut)")
+            report.notes.append(
+                f"dots/{name} belongs to no dot (an init or clone that was cut); a clone goes on "
+                f"with the {_received_bytes(store, name)} bytes it holds, or remove it"
+            )
+
+
+def _received_bytes(store: Store, name: str) -> int:
+    """Bytes in packs and quarantine of a directory in `dots`."""
+    paths = (os.path.join(store.layout.dots_dir, name, part) for part in ("packs", "quarantine"))
+    return sum(
+        entry.stat(follow_symlinks=False).st_size
+        for path in paths
+        if os.path.isdir(path)
+        for entry in os.scandir(path)
+    )
 
 
 def _record(report: FsckReport, dot: str, where: str, check: Callable[[], object]) -> None:

@@ -548,10 +548,10 @@ class Catalog:
             pass  # how many they were is not known, and that they are gone must be told anyway
         if not lost:
             return "the log lost its end: operations that were done are gone"
-        times = [_utc(time_ns) for _, time_ns in lost]
+        count = "1 operation" if len(lost) == 1 else f"{len(lost)} operations"
         return (
-            f"the log lost its end: the last {len(lost)} operations, of {times[-1]} to {times[0]} "
-            f"(up to event {lost[0][0]}), were done and are gone"
+            f"the log lost its end: {count} since {_utc(lost[-1][1])}, up to event {lost[0][0]}, "
+            "were done and are gone"
         )
 
     def _build(self, path: str, *, settle_end: bool = True) -> Position:

@@ -126,6 +126,7 @@ class PackIndex:
         try:
             self._change(change)
         except (StorageFull, StorageFailed):
+            self._db.close()
             self._build_privately()
 
     def add(self, packs: list[tuple[PackInfo, Footer]]) -> None:
@@ -205,12 +206,12 @@ class PackIndex:
             with self._writers_lock():
                 self._start_over()
         except (StorageFull, StorageFailed):
+            self._db.close()
             self._build_privately()
 
     def _build_privately(self) -> None:
         """Read every footer into a database that SQLite keeps in the system's temporary directory
         and that ends with the connection. Raises StorageFull, StorageFailed."""
-        self._db.close()
         self._names = {}
         self._is_private = True
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -290,8 +291,10 @@ class PackIndex:
         """A connection to a database that needs no repair; None when it needs some."""
         try:
             return self._checked(self._connect())
-        except (StorageFull, StorageFailed, sqlite3.DatabaseError):
-            pass  # a full disk, a read-only one, or damage: the file's own state decides
+        except (StorageFull, StorageFailed, sqlite3.DatabaseError) as exc:
+            cause = exc if isinstance(exc, sqlite3.DatabaseError) else exc.__cause__
+            if not isinstance(cause, sqlite3.DatabaseError) or not schema.is_unwritable(cause):
+                return None
         try:
             frozen = schema.connect_frozen(self._path)
             return None if frozen is None else self._checked(frozen)
@@ -315,16 +318,23 @@ class PackIndex:
         with self._writers_lock():
             self._db = self._connect()
             try:
-                version = self._db.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    self._transact(self._create)
-                elif version != SCHEMA_VERSION:
-                    self._start_over()
-            except sqlite3.DatabaseError as exc:
-                if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
-                    raise self._translated(exc) from exc
-                self._start_over()
+                self._make_sound()
+            except BaseException:
+                self._db.close()
+                raise
         return self._db
+
+    def _make_sound(self) -> None:
+        try:
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._transact(self._create)
+            elif version != SCHEMA_VERSION:
+                self._start_over()
+        except sqlite3.DatabaseError as exc:
+            if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
+                raise self._translated(exc) from exc
+            self._start_over()
 
     def _connect(self) -> sqlite3.Connection:
         try:

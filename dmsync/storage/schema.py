@@ -7,7 +7,6 @@ older file is rebuilt from the log instead of being migrated.
 import os
 import sqlite3
 from typing import Final
-from urllib.parse import quote
 
 from blake3 import blake3
 
@@ -199,6 +198,8 @@ def connect_frozen(path: str) -> FrozenConnection | None:
     before each statement; one that runs meanwhile may see damage, which is never written.
     Raises sqlite3.Error, FileNotFoundError.
     """
+    from urllib.parse import quote  # rarely needed, and slow to import
+
     found = fingerprint(path)
     if _wal_bytes(path) > 0:
         return None

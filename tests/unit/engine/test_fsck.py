@@ -77,6 +77,21 @@ def test_a_chunk_that_is_not_as_long_as_its_span_is_found(
     store.close()
 
 
+def test_a_log_that_lost_its_end_is_a_problem_until_it_is_confirmed(tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    store = FakeStore(home)
+    dot = store.create_dot()
+    store.commit(dot, {"a": noise(100)})
+    store.close()
+    log_file = tmp_path / "home" / "events" / "00000001.log"
+    os.truncate(log_file, log_file.stat().st_size - 5)
+    for _ in range(2):
+        (problem,) = checked(home).problems
+        assert problem.where == "events" and "1 operation since" in problem.message
+    log_file.with_name("lost-end").unlink()
+    assert checked(home).problems == []
+
+
 def test_the_scratch_of_a_running_fsck_stays_and_that_of_a_killed_one_goes(tmp_path: Path) -> None:
     home = str(tmp_path)
     code = (

@@ -1,8 +1,12 @@
+import os
+import sqlite3
+
 import pytest
 
 from dmsync.core import events as ev
 from dmsync.core.ids import DotId
-from dmsync.errors import AlreadyExists, Busy, ObjectMissing, RefConflict
+from dmsync.errors import AlreadyExists, Busy, ObjectMissing, RefConflict, StorageFull
+from dmsync.storage import schema
 from dmsync.storage.event_log import EventLog
 from dmsync.storage.locks import FileLock
 from tests.support.event_histories import (
@@ -201,6 +205,52 @@ def test_log_that_lost_its_end_starts_a_new_epoch(home, shelf):
     with open_catalog(home, shelf) as catalog:
         assert catalog.branch(DOT, "master") is None
         assert catalog.epoch() != epoch and catalog.rebuilt_because
+
+
+def test_what_the_log_lost_is_noted_until_somebody_removes_the_note(home, shelf):
+    log, log_file = EventLog(str(home / "events")), home / "events" / "00000001.log"
+    sizes = []
+    with open_catalog(home, shelf, clock_ns=lambda: 10**18) as catalog:
+        create_dot(catalog)
+        sizes.append(log_file.stat().st_size)
+        commit(catalog, shelf)
+        commit(catalog, shelf, branch="other", message="2")
+    os.truncate(log_file, sizes[0])
+    with open_catalog(home, shelf) as catalog:
+        catalog.rebuild()
+    (note,) = log.lost_end()
+    assert "2 operations since 2001-09-09 01:46:40 UTC, up to event 6" in note
+    os.truncate(log_file, log_file.stat().st_size - 5)
+    open_catalog(home, shelf).close()
+    first, second = log.lost_end()
+    assert first == note and "1 operation since" in second
+
+
+def test_queries_go_on_beside_a_file_that_cannot_be_opened(home, shelf, monkeypatch):
+    """Frozen as it lies there while it is all there is; written by others, it is opened anew."""
+    with open_catalog(home, shelf) as catalog:
+        create_dot(catalog)
+    refused = sqlite3.OperationalError("disk I/O error")
+    refused.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+
+    def refuse(path, *, read_only):
+        raise refused
+
+    reader = open_catalog(home, shelf)
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(schema, "connect", refuse)
+        reader.close()
+        reader = open_catalog(home, shelf)
+        assert [dot.name for dot in reader.dots()] == ["shop"]
+        with pytest.raises(StorageFull), reader.transaction("init", "me"):
+            pass
+    with open_catalog(home, shelf) as writer:
+        create_dot(writer, DotId(b"e" * 16), "second")
+        assert [dot.name for dot in reader.dots()] == ["second", "shop"]
+        with reader.transaction("rename", "me") as tx:
+            tx.append(ev.DotRenamed(DOT, "ns", "first"))
+        assert [dot.name for dot in reader.dots()] == ["first", "second"]
+    reader.close()
 
 
 def test_replay_notes_lost_commits_and_goes_on(home, shelf):

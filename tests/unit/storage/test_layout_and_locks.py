@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import threading
@@ -13,9 +14,11 @@ from dmsync.errors import (
     Corruption,
     DmError,
     FormatUnsupported,
+    StorageFailed,
     StoreNotFound,
 )
 from dmsync.storage import layout as layout_module
+from dmsync.storage import locks
 from dmsync.storage.layout import Layout, open_store, parse_format
 from dmsync.storage.locks import FileLock
 from tests.support.event_histories import CommitShelf, make_store, open_catalog, start_python
@@ -148,6 +151,26 @@ def test_shared_locks_go_together_but_not_with_an_exclusive_one(tmp_path):
     with FileLock(path, what="it", shared=True), FileLock(path, what="it", shared=True, wait_s=0):
         with pytest.raises(Busy):
             FileLock(path, what="it", wait_s=0).acquire()
+
+
+def test_a_shared_lock_writes_nothing_and_needs_no_file_where_none_can_be(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    path.touch(0o400)
+    really_open = os.open
+
+    def open_read_only(name, flags, *rest):
+        if flags & (os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return really_open(name, flags, *rest)
+
+    monkeypatch.setattr(locks.os, "open", open_read_only)
+    for _ in range(2):
+        with FileLock(str(path), what="it", shared=True) as lock:
+            assert lock.is_held
+        assert not lock.is_held
+        with pytest.raises(StorageFailed, match="Read-only file system"):
+            FileLock(str(path), what="it").acquire()
+        path.unlink(missing_ok=True)
 
 
 def test_lock_of_a_killed_process_is_free_at_once(tmp_path):

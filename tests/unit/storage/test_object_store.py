@@ -188,7 +188,7 @@ def test_a_changed_chunk_is_a_small_patch_and_a_chain_reads_back(store) -> None:
 
 
 def test_chains_are_renewed_before_they_cost_more_than_they_save(store, monkeypatch) -> None:
-    monkeypatch.setattr("dmsync.storage.pack_writer.STEPS_MAX", 10)
+    monkeypatch.setattr("dmsync.storage.pack_writer.RENEWAL_STEPS", (10, 11))
     ids = put_chain(store, versions(25, 32 * 1024))
     encodings = [store.stored_record(Kind.CHUNK, oid).encoding for oid in ids]
     assert encodings.count(Encoding.ZSTD) == 3

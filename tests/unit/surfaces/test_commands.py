@@ -496,3 +496,22 @@ def test_a_dot_with_a_tree_in_the_store_gets_no_second_one(other: Dm, there: str
     error = other.error("clone", there, "app", "--at", str(target), code=2)
     assert "working trees in the store" in str(error["message"])
     assert not target.exists()
+
+
+def test_a_clone_cut_while_its_directory_is_written_is_completed(
+    there: str, tmp_path: Path
+) -> None:
+    other, target = Dm(tmp_path, "other"), tmp_path / "target"
+    cut = (
+        "import os\n"
+        "from dmsync.engine import trees\n"
+        "from dmsync.surfaces.cli.main import main\n"
+        "trees.switch_tree = lambda *_, **__: os._exit(9)\n"
+        f"main(['clone', {there!r}, 'app', '--at', {str(target)!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", cut], env=other.environment, timeout=60)
+    assert done.returncode == 9
+    assert list(target.iterdir()) == []
+    assert other.json("clone", there, "app", "--at", str(target))["tree"] == str(target)
+    assert (target / "a.txt").read_text() == "one\n"
+    assert other.json("status")["changes"] == []

@@ -349,6 +349,14 @@ def test_names_that_the_locale_cannot_show_are_escaped() -> None:
     assert done.stdout == "gr\\xf6\\xdfe\n"
 
 
+def test_bytes_that_got_past_every_check_are_no_bug(
+    failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed"))
+    assert main(["version"]) == 2
+    assert capsys.readouterr().err.startswith("dm: error: not UTF-8 text: caf\\xe9")
+
+
 # --- the source ----------------------------------------------------------------------------------
 
 
