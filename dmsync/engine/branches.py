@@ -14,7 +14,7 @@ from dmsync.core.events import (
 from dmsync.core.graph import ancestors_difference
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import check_branch_name
-from dmsync.engine import trees
+from dmsync.engine import switching, trees
 from dmsync.engine.capture import Progress
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.history import resolve_revision
@@ -106,16 +106,16 @@ def delete_branch(store: Store, dot: DotRow, name: str) -> tuple[ObjectId, str |
         raise RevisionNotFound(f"Branch does not exist: {name}")
     if store.catalog.head(dot.dot) == name:
         raise WouldLose(f"{name} is the current branch", hint="dm checkout another branch first")
-    with trees.ready(store, dot.dot):
+    with switching.ready(store, dot.dot):
         events: list[Event] = []
         place = trees.place_of(store, dot.dot, name)
         saved = store.catalog.working(dot.dot, name)
         if saved is not None:
             events.append(WorkingDropped(dot.dot, name))
-        if trees.pending_switch(store, dot.dot, name) is not None and place is not None:
+        if switching.pending_switch(store, dot.dot, name) is not None and place is not None:
             events.append(TreeSwitchFinished(dot.dot, name))
         if place is not None:
-            saved = trees.save_working(store, dot.dot, place, "branch deletion", None)
+            saved = switching.save_working(store, dot.dot, place, "branch deletion", None)
         stash = _stash(store, dot, saved, "branch-deletion", events)
         events.append(
             RefChanged(dot.dot, f"branch/{name}", row.target, None, "delete", "branch deleted")
@@ -134,7 +134,7 @@ def _stash(
     """Add to `events` what keeps a snapshot under a name; returns the name."""
     if snapshot is None:
         return None
-    name, kept = trees.stash_events(store, dot.dot, snapshot, what)
+    name, kept = switching.stash_events(store, dot.dot, snapshot, what)
     events.extend(kept)
     return name
 
@@ -146,7 +146,7 @@ def rename_branch(store: Store, dot: DotRow, old: str, new: str) -> None:
         raise RevisionNotFound(f"Branch does not exist: {old}")
     if store.catalog.branch(dot.dot, new) is not None:
         raise AlreadyExists(f"Branch already exists: {new}")
-    with trees.ready(store, dot.dot):
+    with switching.ready(store, dot.dot):
         place = trees.place_of(store, dot.dot, old)
         with store.transaction("branch") as tx:
             tx.append(BranchRenamed(dot.dot, old, new))
@@ -177,9 +177,9 @@ def checkout(
         RevisionNotFound, AlreadyExists (with `create`).
     """
     is_attached = store.catalog.tree(dot.dot) is not None
-    with trees.ready(store, dot.dot, progress, finish=not is_attached):
+    with switching.ready(store, dot.dot, progress, finish=not is_attached):
         head = store.catalog.head(dot.dot)
-        pending = trees.pending_switch(store, dot.dot, head)
+        pending = switching.pending_switch(store, dot.dot, head)
         events: list[Event] = []
         if create:
             tip: ObjectId | None = _start_point(store, dot, branch, revision)
@@ -193,27 +193,27 @@ def checkout(
         if dry_run:
             return SwitchSummary(branch, tip, changes=_would_change(store, dot, head, target))
         if branch == head and pending is None:
-            trees.make_place(store, dot.dot, branch, progress)
+            switching.make_place(store, dot.dot, branch, progress)
             return SwitchSummary(branch, tip)
         events.append(HeadSwitched(dot.dot, branch))
         if not is_attached:
             with store.transaction("checkout") as tx:
                 for event in events:
                     tx.append(event)
-            trees.make_place(store, dot.dot, branch, progress)
+            switching.make_place(store, dot.dot, branch, progress)
             return SwitchSummary(branch, tip)
         place = trees.require_place(store, dot.dot, head)
         _accept_place(store, dot, place, accept_moved_tree)
         saved = None
         if pending is not None:
-            trees.stash_found(store, dot.dot, pending, progress)
+            switching.stash_found(store, dot.dot, pending, progress)
         elif not discard:
-            saved = trees.save_working(store, dot.dot, place, "checkout", progress)
+            saved = switching.save_working(store, dot.dot, place, "checkout", progress)
         if saved is not None:
             events.insert(0, WorkingSaved(dot.dot, head, saved, "checkout"))
         if target != tip:
             events.append(WorkingDropped(dot.dot, branch))
-        result = trees.switch_tree(
+        result = switching.switch_tree(
             store,
             dot.dot,
             branch=branch,
@@ -296,7 +296,7 @@ def reset(
         WouldLose: uncommitted changes would go and `hard` was not given.
         RevisionNotFound: no such commit.
     """
-    with trees.ready(store, dot.dot, progress, finish=False):
+    with switching.ready(store, dot.dot, progress, finish=False):
         branch = store.catalog.head(dot.dot)
         tip = trees.branch_tip(store, dot.dot, branch)
         if tip is None:
@@ -315,13 +315,13 @@ def reset(
             if not hard:
                 _refuse_uncommitted(store, dot, place, tip)
             if not discard:
-                saved = trees.save_working(store, dot.dot, place, "reset", progress)
+                saved = switching.save_working(store, dot.dot, place, "reset", progress)
                 stash = _stash(store, dot, saved, "reset", events)
         if target != tip:
             events.append(
                 RefChanged(dot.dot, f"branch/{branch}", tip, target, "reset", f"reset {revision}")
             )
-        result = trees.switch_tree(
+        result = switching.switch_tree(
             store,
             dot.dot,
             branch=branch,

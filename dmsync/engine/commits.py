@@ -15,7 +15,7 @@ from dmsync.core.objects import (
     Commit,
     Entry,
 )
-from dmsync.engine import trees
+from dmsync.engine import switching, trees
 from dmsync.engine.capture import CaptureResult, Progress
 from dmsync.engine.commit_deltas import keep_delta
 from dmsync.engine.differences import Change, tree_differences
@@ -71,10 +71,10 @@ def commit(
     """
     started = time.monotonic()
     metadata = _checked_metadata(request)
-    with trees.ready(store, dot.dot, progress):
+    with switching.ready(store, dot.dot, progress):
         branch = store.catalog.head(dot.dot)
         tip = trees.branch_tip(store, dot.dot, branch)
-        place = trees.make_place(store, dot.dot, branch, progress)
+        place = switching.make_place(store, dot.dot, branch, progress)
         trees.check_place(store, dot.dot, place, accept_moved=request.accept_moved_tree)
         before = store.root(dot.dot, tip)
         objects = store.objects(dot.dot)

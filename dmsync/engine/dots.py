@@ -20,7 +20,7 @@ from dmsync.core.events import (
 from dmsync.core.ids import DOT_ID_BYTES, DotId
 from dmsync.core.names import DotName, check_dot_name, parse_dot_name
 from dmsync.core.pages import directory_entries
-from dmsync.engine import trees
+from dmsync.engine import switching, trees
 from dmsync.engine.branches import BranchSummary, commit_count, list_branches
 from dmsync.engine.capture import Progress
 from dmsync.engine.store import Store
@@ -153,7 +153,7 @@ def init_dot(store: Store, name: str, *, at: str | None, as_root: bool) -> DotRo
     row = store.catalog.dot(dot)
     assert row is not None, "the transaction just created it"
     if attached is None:
-        trees.make_place(store, dot, MASTER, None)
+        switching.make_place(store, dot, MASTER, None)
     return row
 
 
@@ -223,7 +223,7 @@ def attach_dot(
         UsageError: see refuse_target; the dot has a tree elsewhere, or subdots that `at` cannot
             be without `as_root`. StorageFailed: the directory cannot be made.
     """
-    with trees.ready(store, row.dot, progress):
+    with switching.ready(store, row.dot, progress):
         refuse_target(store, at, row.dot)
         tree = store.catalog.tree(row.dot)
         if tree is not None and os.path.isdir(at) and _is_tree_of(store, row.dot, os.stat(at)):
@@ -240,7 +240,7 @@ def attach_dot(
             if tip is not None:
                 tx.append(TreeSwitchStarted(row.dot, branch, None, tip, "clone"))
         if tip is not None:
-            trees.switch_tree(
+            switching.switch_tree(
                 store,
                 row.dot,
                 branch=branch,
@@ -376,11 +376,11 @@ def _ready_place(store: Store, dot: DotId, branch: str) -> trees.TreePlace:
     """The tree of `branch`, made when needed. On a read-only filesystem no lock can be had and
     nothing made, but a tree that is there and whole can be named."""
     try:
-        with trees.ready(store, dot):
-            return trees.make_place(store, dot, branch, None)
+        with switching.ready(store, dot):
+            return switching.make_place(store, dot, branch, None)
     except StorageFailed:
         place = trees.place_of(store, dot, branch)
-        if place is None or trees.pending_switch(store, dot, branch) is not None:
+        if place is None or switching.pending_switch(store, dot, branch) is not None:
             raise
         return place
 

@@ -5,7 +5,7 @@ Given to the sync functions by their callers, so that these know neither trees n
 
 from dmsync.core.events import CommitsAdded, Event, TreeSwitchStarted
 from dmsync.core.ids import DotId, ObjectId
-from dmsync.engine import trees
+from dmsync.engine import switching, trees
 from dmsync.engine.dots import revive_dot
 from dmsync.engine.ports import TargetTree
 from dmsync.engine.store import Store
@@ -16,7 +16,7 @@ def _save_dirty(store: Store, dot: DotId, branch: str) -> ObjectId | None:
     place = trees.place_of(store, dot, branch)
     if place is None:
         return None
-    snapshot = trees.save_working(store, dot, place, "divergence", None)
+    snapshot = switching.save_working(store, dot, place, "divergence", None)
     if snapshot is not None:
         with store.transaction("stash") as tx:
             tx.append(CommitsAdded(dot, (snapshot,)))
@@ -32,7 +32,7 @@ def _switch_events(store: Store, dot: DotId, branch: str, tip: ObjectId) -> list
 
 
 def _finish_switches(store: Store, dot: DotId) -> None:
-    trees.finish_switch(store, dot)
+    switching.finish_switch(store, dot)
 
 
 TARGET_TREE = TargetTree(
@@ -40,6 +40,6 @@ TARGET_TREE = TargetTree(
     save_dirty=_save_dirty,
     switch_events=_switch_events,
     finish_switches=_finish_switches,
-    locked=trees.ready,
+    locked=switching.ready,
     revive=revive_dot,
 )

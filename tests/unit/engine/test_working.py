@@ -10,7 +10,7 @@ import pytest
 
 from dmsync.core.events import RefChanged, TreeSwitchStarted
 from dmsync.core.ids import ObjectId
-from dmsync.engine import branches, dots, history, trees
+from dmsync.engine import branches, dots, history, switching, trees
 from dmsync.errors import (
     AlreadyExists,
     CaptureFailed,
@@ -177,7 +177,7 @@ def test_half_switched_tree_is_finished_first(shop: Workshop, dot: DotRow, data:
     (data / "mine").write_text("written after the kill")
     shop.reopen()
     assert trees.status(shop.store, dot.dot).switching
-    with trees.ready(shop.store, dot.dot):
+    with switching.ready(shop.store, dot.dot):
         pass
     assert (data / "a").read_text() == "one" and os.listdir(data) == ["a"]
     (stash,) = [ref.name for ref in shop.store.catalog.refs(dot.dot, "stash/")]

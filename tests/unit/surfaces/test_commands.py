@@ -504,9 +504,9 @@ def test_a_clone_cut_while_its_directory_is_written_is_completed(
     other, target = Dm(tmp_path, "other"), tmp_path / "target"
     cut = (
         "import os\n"
-        "from dmsync.engine import trees\n"
+        "from dmsync.engine import switching\n"
         "from dmsync.surfaces.cli.main import main\n"
-        "trees.switch_tree = lambda *_, **__: os._exit(9)\n"
+        "switching.switch_tree = lambda *_, **__: os._exit(9)\n"
         f"main(['clone', {there!r}, 'app', '--at', {str(target)!r}])\n"
     )
     done = subprocess.run([sys.executable, "-c", cut], env=other.environment, timeout=60)

@@ -1,0 +1,306 @@
+"""Switching working trees: from one commit to another, journaled, with what is left stored first.
+
+A switch is recorded in the event log before the first file changes; a tree found switching is
+finished, or switched on, before anything else is done with it (design 5). What a command would
+drop is stored first and gets a name: a branch's working snapshot, or a stash.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from dmsync.core.events import (
+    CommitsAdded,
+    Event,
+    RefChanged,
+    TreeSwitchFinished,
+    TreeSwitchStarted,
+)
+from dmsync.core.ids import DotId, Kind, ObjectId
+from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind, Layout
+from dmsync.core.pages import (
+    MANIFEST,
+    ZERO_RUN,
+    PageReader,
+    Span,
+    differing_items,
+    file_spans,
+)
+from dmsync.engine import trees
+from dmsync.engine.capture import CaptureResult, Progress
+from dmsync.engine.differences import tree_differences
+from dmsync.engine.restore import RestoreResult, restore_tree
+from dmsync.engine.store import Store
+from dmsync.errors import NotFound, StorageFull, WouldLose
+from dmsync.storage.catalog import SwitchRow
+from dmsync.storage.durable import make_directory_durable
+from dmsync.storage.pack_writer import PackWriter
+from dmsync.storage.stat_cache import StatCache
+
+
+def make_place(store: Store, dot: DotId, branch: str, progress: Progress | None) -> trees.TreePlace:
+    """The tree of `branch`, made from its tip when a managed dot has none yet.
+
+    The tree is built beside its place and renamed, so that a kill leaves none or a whole one.
+    """
+    place = trees.place_of(store, dot, branch)
+    if place is not None:
+        return place
+    if store.catalog.tree(dot) is not None:
+        raise NotFound(f"branch {branch} is not the one materialised in the attached directory")
+    final = store.layout.tree_dir(dot, branch)
+    building = f"{final}.new"
+    make_directory_durable(building)
+    place = trees.TreePlace(
+        branch, os.fsencode(building), None, store.layout.stat_cache_file(dot, branch), False
+    )
+    _restore(store, dot, place, trees.branch_tip(store, dot, branch), progress)
+    if not os.listdir(building):
+        os.mkdir(os.path.join(building, os.fsdecode(trees.DEFAULT_SUBDOT)), 0o755)
+    os.rename(building, final)
+    return trees.TreePlace(branch, os.fsencode(final), None, place.stat_path, False)
+
+
+def save_working(
+    store: Store, dot: DotId, place: trees.TreePlace, reason: str, progress: Progress | None
+) -> ObjectId | None:
+    """Store the tree's uncommitted state as a snapshot commit on its branch's tip.
+
+    Returns the snapshot, durable, or None when the tree equals the tip.
+
+    Raises:
+        WouldLose: something in the tree cannot be read.
+    """
+    tip = trees.branch_tip(store, dot, place.branch)
+    with store.objects(dot).writer() as writer:
+        result = trees.capture(store, dot, place, writer, progress)
+        _refuse_unreadable(result, reason)
+        before = store.root(dot, tip)
+        if result.root == before:
+            return None
+        commit_id = _put_snapshot(store, writer, place.branch, result.root, tip, reason)
+        writer.seal()
+    result.stat_cache.save(place.stat_path)
+    return commit_id
+
+
+def _put_snapshot(
+    store: Store,
+    writer: PackWriter,
+    branch: str,
+    root: Entry,
+    parent: ObjectId | None,
+    reason: str,
+) -> ObjectId:
+    """Write the snapshot commit of a tree's uncommitted state; the caller seals."""
+    now_ns, offset_minutes = store.clock()
+    snapshot = Commit(
+        root=root,
+        parents=() if parent is None else (parent,),
+        author=store.settings.author,
+        committer=store.settings.author,
+        time_ns=now_ns,
+        offset_minutes=offset_minutes,
+        message=f"uncommitted state of {branch} before {reason}",
+    )
+    return writer.put(Kind.COMMIT, snapshot.to_bytes())
+
+
+def stash_events(
+    store: Store, dot: DotId, snapshot: ObjectId, what: str
+) -> tuple[str, list[Event]]:
+    """A name for a snapshot of what a command discards, and the events that give it that name.
+
+    `stash/<what>-<UTC time>` is an ordinary revision: it can be shown, checked out, reset to.
+    """
+    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(store.clock()[0] // 1_000_000_000))
+    name, number = f"stash/{what}-{moment}", 1
+    while store.catalog.ref(dot, name) is not None:
+        number += 1
+        name = f"stash/{what}-{moment}-{number}"
+    added = CommitsAdded(dot, (snapshot,))
+    return name, [added, RefChanged(dot, name, None, snapshot, "stash", f"before {what}")]
+
+
+def _refuse_unreadable(result: CaptureResult, reason: str) -> None:
+    """What cannot be read cannot be stored first, so it must not be written over."""
+    if result.unreadable_paths:
+        first = result.unreadable_paths[0].decode("utf-8", "backslashreplace")
+        raise WouldLose(
+            f"{len(result.unreadable_paths)} paths cannot be read and would be lost by the "
+            f"{reason}: {first}",
+            hint="make them readable or move them away, or give them up with --discard",
+            paths=len(result.unreadable_paths),
+        )
+
+
+@contextmanager
+def ready(
+    store: Store, dot: DotId, progress: Progress | None = None, *, finish: bool = True
+) -> Iterator[None]:
+    """Hold the dot's lock, with no tree of the current branch half switched: how every changing
+    command begins. Without `finish` the caller is about to switch that tree anyway."""
+    with store.dot_locked(dot):
+        if finish:
+            finish_switch(store, dot, progress)
+        yield
+
+
+def pending_switch(store: Store, dot: DotId, branch: str) -> SwitchRow | None:
+    """The switch that a kill cut short: of the attached directory, or of `branch`'s own tree."""
+    is_attached = store.catalog.tree(dot) is not None
+    for switch in store.catalog.switches(dot):
+        if is_attached or switch.branch == branch:
+            return switch
+    return None
+
+
+def finish_switch(store: Store, dot: DotId, progress: Progress | None = None) -> bool:
+    """Complete a switch of the current branch's tree. The caller holds the dot's lock."""
+    switch = pending_switch(store, dot, store.catalog.head(dot))
+    if switch is None:
+        return False
+    place = trees.place_for(store, dot, switch.branch)
+    trees.check_place(store, dot, place, accept_moved=False)
+    stash_found(store, dot, switch, progress)
+    _restore(store, dot, place, switch.to_root_commit, progress)
+    with store.transaction("finish-switch") as tx:
+        tx.append(TreeSwitchFinished(dot, switch.branch))
+    return True
+
+
+def stash_found(store: Store, dot: DotId, switch: SwitchRow, progress: Progress | None) -> None:
+    """Keep what a half switched tree holds: somebody may have worked in it since the kill.
+
+    What is merely the old or the new state is not kept again.
+    """
+    place = trees.place_for(store, dot, switch.branch)
+    known = {
+        trees.snapshot_root(store, dot, commit)
+        for commit in (switch.from_commit, switch.to_root_commit)
+    }
+    with store.objects(dot).writer() as writer:
+        result = trees.capture(store, dot, place, writer, progress)
+        _refuse_unreadable(result, "switch")
+        if result.root in known:
+            return
+        snapshot = _put_snapshot(
+            store, writer, place.branch, result.root, switch.to_root_commit, "switch"
+        )
+        writer.seal()
+    name, events = stash_events(store, dot, snapshot, "interrupted-switch")
+    with store.transaction("finish-switch") as tx:
+        for event in events:
+            tx.append(event)
+    store.say(
+        f"a switch of branch {place.branch} had been interrupted; "
+        f"what its tree held meanwhile is kept as {name}"
+    )
+
+
+def switch_tree(
+    store: Store,
+    dot: DotId,
+    *,
+    branch: str,
+    target: ObjectId | None,
+    events: Iterable[Event],
+    command: str,
+    trusted: bool = False,
+    progress: Progress | None = None,
+) -> RestoreResult | None:
+    """Record `events` and make the tree of `branch` hold commit `target`, in that order, durably.
+
+    The caller holds the dot's lock and has stored what the tree held. Without a materialised tree
+    only the events are recorded. `trusted` also applies devices, setuid, setgid, capabilities.
+
+    Raises:
+        Corruption, StorageFull: found before anything was recorded or changed.
+    """
+    attached = store.catalog.tree(dot)
+    materialised = attached is not None or trees.place_of(store, dot, branch) is not None
+    if materialised:
+        _refuse_impossible(store, dot, trees.place_for(store, dot, branch), target)
+    before = trees.branch_tip(store, dot, attached.branch if attached is not None else branch)
+    with store.transaction(command) as tx:
+        for event in events:
+            tx.append(event)
+        if materialised:
+            tx.append(TreeSwitchStarted(dot, branch, before, target, command))
+    if not materialised:
+        return None
+    place = trees.place_for(store, dot, branch)
+    result = _restore(store, dot, place, target, progress, trusted=trusted)
+    with store.transaction(command) as tx:
+        tx.append(TreeSwitchFinished(dot, branch))
+    return result
+
+
+def _refuse_impossible(
+    store: Store, dot: DotId, place: trees.TreePlace, target: ObjectId | None
+) -> None:
+    """Find what would stop a switch half way while nothing has changed yet: damaged objects, a
+    full disk. What the tree holds is known from its cache; without one only space is judged."""
+    cache = StatCache.load(place.stat_path)
+    objects = store.objects(dot)
+    before = ROOT_ENTRY if cache is None else cache.root
+    growth = largest = 0
+    changes = tree_differences(
+        objects, before, trees.snapshot_root(store, dot, target), renames=False
+    )
+    for change in changes:
+        new, old = change.new, change.old
+        if new is None or new.kind is not EntryKind.FILE or change.metadata_only:
+            continue
+        if not new.sparse:
+            growth += new.size - (old.size if old and old.kind is EntryKind.FILE else 0)
+            largest = max(largest, new.size)
+        if cache is not None:
+            for chunk in _differing_chunks(objects, old, new):
+                objects.read_chunk(chunk)
+    space = os.statvfs(place.path)
+    if growth > 0 and growth + largest > space.f_bavail * space.f_frsize:
+        raise StorageFull(
+            f"the tree would grow by {growth / 2**20:.1f} MiB, "
+            f"and {os.fsdecode(place.path)} has not that much room",
+            hint="free some space; nothing was changed",
+        )
+
+
+def _differing_chunks(reader: PageReader, old: Entry | None, new: Entry) -> Iterator[ObjectId]:
+    """Chunks of `new` that are not at hand in `old`; of in-place files only the changed pages'."""
+    if old is not None and old.layout is Layout.FIXED and new.layout is Layout.FIXED:
+        was, now, _ = differing_items(reader, old.tree, new.tree, MANIFEST)
+        spans: Iterable[Span] = set(now) - set(was)
+    else:
+        spans = file_spans(reader, new)
+    return (span.chunk for span in spans if span.chunk != ZERO_RUN)
+
+
+def _restore(
+    store: Store,
+    dot: DotId,
+    place: trees.TreePlace,
+    target: ObjectId | None,
+    progress: Progress | None,
+    *,
+    trusted: bool = False,
+) -> RestoreResult:
+    cache = StatCache.load(place.stat_path)
+    root = trees.snapshot_root(store, dot, target)
+    result = restore_tree(
+        tree_path=place.path,
+        as_subdot=place.subdot,
+        store=store.objects(dot),
+        target=root,
+        current=None if cache is None else cache.root,
+        stat_cache=cache,
+        now_ns=store.clock()[0],
+        trusted=trusted,
+        root_metadata=place.root_metadata,
+        progress=progress,
+    )
+    make_directory_durable(os.path.dirname(place.stat_path))
+    result.stat_cache.save(place.stat_path)
+    return result
