@@ -77,6 +77,11 @@ def check_tag_name(name: str) -> str:
     return _check_no_revision("tag", name)
 
 
+def full_name(namespace: str, name: str) -> str:
+    """`namespace/name`, or the name alone in the store's own namespace, which is empty."""
+    return f"{namespace}/{name}" if namespace else name
+
+
 def check_remote_name(name: str) -> str:
     """Return `name`, or raise InvalidName."""
     return _check("remote", name, _NAME, NAME_CHARACTERS_MAX)

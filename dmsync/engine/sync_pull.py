@@ -18,7 +18,7 @@ from dmsync.core.events import (
     RemoteObserved,
 )
 from dmsync.core.ids import DotId, ObjectId
-from dmsync.core.names import check_dot_name, check_namespace
+from dmsync.core.names import check_dot_name, check_namespace, full_name
 from dmsync.engine.background import in_thread, steps_in_thread
 from dmsync.engine.ports import ByteStream, Silent, SyncProgress, SyncStore, TargetTree
 from dmsync.engine.session import Session
@@ -226,11 +226,6 @@ async def list_remote_dots(store: SyncStore, stream: ByteStream) -> list[DotValu
                 return dots
 
 
-def _written(namespace: str, name: str) -> str:
-    """A dot's name as users write it."""
-    return f"{namespace}/{name}" if namespace else name
-
-
 @dataclass
 class _Fetching:
     store: SyncStore
@@ -304,7 +299,7 @@ class _Fetching:
             )
         if request.dot is not None and remote.dot != request.dot:
             raise DotIdClash(
-                f"Cannot reconcile: {_written(remote.namespace, remote.name or '')} at "
+                f"Cannot reconcile: {full_name(remote.namespace, remote.name or '')} at "
                 f"{request.remote} is "
                 f"another dot ({remote.dot.hex()[:12]}) than the local one "
                 f"({request.dot.hex()[:12]})",
@@ -319,10 +314,10 @@ class _Fetching:
         """The dot as it was named for the remote: by the user, an upstream, or as it is here."""
         request = self.request
         if request.remote_name is not None:
-            return _written(request.remote_namespace or "", request.remote_name)
+            return full_name(request.remote_namespace or "", request.remote_name)
         row = None if request.dot is None else self.store.catalog.dot(request.dot)
         assert row is not None, "a dot is asked for by its name unless it is here"
-        return _written(row.namespace, row.name)
+        return full_name(row.namespace, row.name)
 
     def _local_dot(self, remote: RemoteDot) -> DotId:
         """The dot to fetch into, checked against what is here. Raises DotIdClash, AlreadyExists."""
@@ -340,7 +335,7 @@ class _Fetching:
             request.local_name,
         )
         if here is not None and is_named_otherwise and not is_deleted:
-            existing = _written(here.namespace, here.name)
+            existing = full_name(here.namespace, here.name)
             raise DotIdClash(
                 f"Cannot reconcile: this dot is here already, as {existing}",
                 hint=f"dm pull {request.remote} {existing}",
@@ -349,7 +344,7 @@ class _Fetching:
         taken = catalog.dot_by_name(namespace, request.local_name)
         if taken is not None and taken.dot != remote.dot:
             raise AlreadyExists(
-                f"Cannot reconcile: {_written(namespace, request.local_name)} is another dot here",
+                f"Cannot reconcile: {full_name(namespace, request.local_name)} is another dot here",
                 hint="dm clone --local-name chooses another name",
             )
         if is_deleted and not request.dry_run:

@@ -13,6 +13,7 @@ from functools import partial
 from dmsync.core.events import CommitsAdded, DotCreated, Event
 from dmsync.core.graph import ancestors_difference
 from dmsync.core.ids import DotId, ObjectId
+from dmsync.core.names import full_name
 from dmsync.engine.background import in_thread, steps_in_thread
 from dmsync.engine.ports import Access, ByteStream, Silent, SyncStore, TargetTree, Verb
 from dmsync.engine.session import Session, in_steps
@@ -165,18 +166,18 @@ class _Server:
             by_id = None
         if by_name is not None and ask.dot is not None and by_name.dot != ask.dot:
             raise DotIdClash(
-                f"Cannot reconcile {namespace}/{by_name.name} here with the dot of that name "
-                f"there: two dots, {by_name.dot.hex()[:12]} and {ask.dot.hex()[:12]}",
+                f"Cannot reconcile {full_name(namespace, by_name.name)} here with the dot of "
+                f"that name there: two dots, {by_name.dot.hex()[:12]} and {ask.dot.hex()[:12]}",
                 hint="push under another name (--remote-name), or rename one of them",
                 existing=by_name.dot.hex(),
                 dot=ask.dot.hex(),
             )
         if ask.intent is Intent.PUSH and ask.name and by_name is None and by_id is not None:
             raise DotIdClash(
-                f"Cannot reconcile {namespace}/{ask.name}: this dot is here already, "
-                f"as {by_id.namespace}/{by_id.name}",
-                hint=f"push to {by_id.namespace}/{by_id.name}",
-                existing_name=f"{by_id.namespace}/{by_id.name}",
+                f"Cannot reconcile {full_name(namespace, ask.name)}: this dot is here already, "
+                f"as {full_name(by_id.namespace, by_id.name)}",
+                hint=f"push to {full_name(by_id.namespace, by_id.name)}",
+                existing_name=full_name(by_id.namespace, by_id.name),
             )
         return _Named(by_name or (None if ask.name else by_id), namespace, ask.name)
 
@@ -323,7 +324,7 @@ class _Reception:
         if row is None:
             self._named = _Named(None, namespace, push.name)
             if not push.create:
-                raise DotNotFound(f"no dot {namespace}/{push.name} here, or not for you")
+                raise DotNotFound(f"no dot {full_name(namespace, push.name)} here, or not for you")
             if not self._may("append"):
                 raise AccessDenied(
                     f"{self._access.user} may not create dots in namespace {namespace}"
@@ -342,14 +343,17 @@ class _Reception:
         if any(update.mode in (RefMode.LEASE, RefMode.STASH) for update in push.updates):
             verb = "write"  # both move a branch off what it holds
         if not self._may(verb):
-            raise AccessDenied(f"{self._access.user} may not {verb} to {row.namespace}/{row.name}")
+            raise AccessDenied(
+                f"{self._access.user} may not {verb} to {full_name(row.namespace, row.name)}"
+            )
 
     def _refuse_clash(self, push: Push, namespace: str) -> None:
         catalog = self._store.catalog
         taken = catalog.dot_by_name(namespace, push.name) or catalog.dot(push.dot)
         if taken is not None:
             raise DotIdClash(
-                f"Cannot reconcile {namespace}/{push.name}: the name or the dot is in use here",
+                f"Cannot reconcile {full_name(namespace, push.name)}: "
+                "the name or the dot is in use here",
                 hint="push under another name (--remote-name)",
             )
 

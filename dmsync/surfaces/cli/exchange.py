@@ -124,7 +124,9 @@ def _required(remote: str | None, what: str) -> str:
 
 
 def _written(row: "DotRow") -> str:
-    return f"{row.namespace}/{row.name}" if row.namespace else row.name
+    from dmsync.core.names import full_name
+
+    return full_name(row.namespace, row.name)
 
 
 def _remote_dot(
