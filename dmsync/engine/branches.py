@@ -164,6 +164,7 @@ def checkout(
     discard: bool = False,
     accept_moved_tree: bool = False,
     trusted: bool = False,
+    in_use: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> SwitchSummary:
@@ -221,6 +222,7 @@ def checkout(
             events=events,
             command="checkout",
             trusted=trusted,
+            in_use=in_use,
             progress=progress,
         )
     return _switched(branch, tip, None, result)
@@ -284,6 +286,7 @@ def reset(
     discard: bool = False,
     accept_moved_tree: bool = False,
     trusted: bool = False,
+    in_use: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> SwitchSummary:
@@ -329,6 +332,7 @@ def reset(
             events=events,
             command="reset",
             trusted=trusted,
+            in_use=in_use,
             progress=progress,
         )
     return _switched(branch, target, stash, result, dropped)

@@ -6,6 +6,7 @@ import pwd
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from dmsync.core.events import Capture, CommitsAdded, RefChanged
 from dmsync.core.ids import Kind, ObjectId
@@ -111,6 +112,7 @@ def _capture(
     writer: ChunkWriter,
     progress: Progress | None,
 ) -> tuple[CaptureResult, Capture]:
+    _warn_of_stray_hooks(store, dot)
     hooks = store.settings.hooks.get(f"{dot.namespace}/{dot.name}") or store.settings.hooks.get(
         dot.name, HookCommands()
     )
@@ -122,6 +124,15 @@ def _capture(
         return result, ("hooks", "quiesced", paused_us)
     consistency = "best-effort" if result.unstable_paths else "unmoved"
     return result, ("read", consistency, 0)
+
+
+def _warn_of_stray_hooks(store: Store, dot: DotRow) -> None:
+    """Hooks of a mistyped dot would never run, and nobody would notice. (A configuration may
+    serve several stores, so a name that is merely unknown here is no mistake.)"""
+    dots = store.catalog.dots()
+    known = {row.name for row in dots} | {f"{row.namespace}/{row.name}" for row in dots}
+    for name in get_close_matches(dot.name, store.settings.hooks.keys() - known):
+        store.say(f"the configuration has hooks for {name}: is {dot.name} meant?")
 
 
 def _summary(

@@ -32,6 +32,7 @@ from dmsync.engine.capture import CaptureResult, Progress
 from dmsync.engine.differences import tree_differences
 from dmsync.engine.restore import RestoreResult, restore_tree
 from dmsync.engine.store import Store
+from dmsync.engine.tree_users import refuse_in_use
 from dmsync.errors import NotFound, StorageFull, WouldLose
 from dmsync.storage.catalog import SwitchRow
 from dmsync.storage.durable import make_directory_durable
@@ -163,6 +164,7 @@ def finish_switch(store: Store, dot: DotId, progress: Progress | None = None) ->
         return False
     place = trees.place_for(store, dot, switch.branch)
     trees.check_place(store, dot, place, accept_moved=False)
+    refuse_in_use(place.path)
     stash_found(store, dot, switch, progress)
     _restore(store, dot, place, switch.to_root_commit, progress)
     with store.transaction("finish-switch") as tx:
@@ -208,6 +210,7 @@ def switch_tree(
     events: Iterable[Event],
     command: str,
     trusted: bool = False,
+    in_use: bool = False,
     progress: Progress | None = None,
 ) -> RestoreResult | None:
     """Record `events` and make the tree of `branch` hold commit `target`, in that order, durably.
@@ -217,10 +220,13 @@ def switch_tree(
 
     Raises:
         Corruption, StorageFull: found before anything was recorded or changed.
+        WouldLose: processes are writing in the tree, and `in_use` does not allow that.
     """
     attached = store.catalog.tree(dot)
     materialised = attached is not None or trees.place_of(store, dot, branch) is not None
     if materialised:
+        if not in_use:
+            refuse_in_use(trees.place_for(store, dot, branch).path)
         _refuse_impossible(store, dot, trees.place_for(store, dot, branch), target)
     before = trees.branch_tip(store, dot, attached.branch if attached is not None else branch)
     with store.transaction(command) as tx:

@@ -32,6 +32,7 @@ from dmsync.engine.capture import CaptureResult, Progress, capture_tree, status_
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.file_content import ChunkWriter
 from dmsync.engine.store import Store
+from dmsync.engine.tree_users import refuse_in_use
 from dmsync.errors import CaptureFailed, WouldLose
 from dmsync.storage.durable import make_directory_durable
 from dmsync.storage.stat_cache import StatCache
@@ -248,11 +249,12 @@ def refuse_if_dirty(store: Store, dot: DotId, branch: str) -> None:
     """Refuse to write over uncommitted changes of a materialised branch.
 
     Raises:
-        WouldLose: the tree differs from the tip.
+        WouldLose: the tree differs from the tip, or processes are writing in it.
     """
     place = place_of(store, dot, branch)
     if place is None:
         return
+    refuse_in_use(place.path)
     changes = tree_changes(store, dot, place, store.root(dot, branch_tip(store, dot, branch)))
     if changes:
         mebibytes = _bytes_of(changes) / 2**20

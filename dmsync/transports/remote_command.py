@@ -84,7 +84,8 @@ def failure_of_silent_end(tail: Tail, where: str, *, through_ssh: bool) -> DmErr
     if tail.exit_status in _CANNOT_RUN_EXITS:
         return NotADmServer(
             f"{where} cannot run dm{last}",
-            hint="install dmsync there, or say where dm is: dm remote add --dm-command PATH",
+            hint="install dmsync there, or say where dm is: dm-command = PATH under "
+            "[remote.NAME] in config.toml, or dm remote add --dm-command PATH",
             **facts,
         )
     if tail.exit_status == StoreNotFound.exit_code and "dm: error:" in said:

@@ -147,6 +147,7 @@ def _rename(invocation: Invocation, store: "Store", dot: "DotRow", old: str, new
 @click.option("--discard", is_flag=True, help="Do not keep the uncommitted state left behind.")
 @click.option("--accept-moved-tree", is_flag=True, help="DIR may be another directory, or gone.")
 @click.option("--trusted", is_flag=True, help="Apply devices, setuid bits and capabilities too.")
+@click.option("--in-use", is_flag=True, help="Also while processes write in the tree.")
 @changing_options
 @click.pass_obj
 def checkout_command(
@@ -157,6 +158,7 @@ def checkout_command(
     discard: bool,
     accept_moved_tree: bool,
     trusted: bool,
+    in_use: bool,
 ) -> int:
     """Switch the dot to another branch.
 
@@ -176,6 +178,7 @@ def checkout_command(
                 discard=discard,
                 accept_moved_tree=accept_moved_tree,
                 trusted=trusted,
+                in_use=in_use,
                 dry_run=invocation.dry_run,
                 progress=progress,
             )
@@ -188,6 +191,7 @@ def checkout_command(
 @click.option("--discard", is_flag=True, help="Do not store the uncommitted changes that go.")
 @click.option("--accept-moved-tree", is_flag=True, help="DIR may be another directory, or gone.")
 @click.option("--trusted", is_flag=True, help="Apply devices, setuid bits and capabilities too.")
+@click.option("--in-use", is_flag=True, help="Also while processes write in the tree.")
 @changing_options
 @click.pass_obj
 def reset_command(
@@ -197,6 +201,7 @@ def reset_command(
     discard: bool,
     accept_moved_tree: bool,
     trusted: bool,
+    in_use: bool,
 ) -> int:
     """Move the current branch, and its working tree, to REV.
 
@@ -216,6 +221,7 @@ def reset_command(
                 discard=discard,
                 accept_moved_tree=accept_moved_tree,
                 trusted=trusted,
+                in_use=in_use,
                 dry_run=invocation.dry_run,
                 progress=progress,
             )

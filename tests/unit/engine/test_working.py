@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -396,3 +398,33 @@ def test_devices_and_setuid_come_back_only_when_trusted(
 
 def tip_of(shop: Workshop, dot: DotRow) -> ObjectId | None:
     return trees.branch_tip(shop.store, dot.dot, shop.store.catalog.head(dot.dot))
+
+
+def test_tree_is_not_switched_under_a_process_that_writes_in_it(
+    shop: Workshop, dot: DotRow, data: Path
+) -> None:
+    (data / "db").write_text("one")
+    shop.commit(dot, "first")
+    (data / "db").write_text("two")
+    shop.commit(dot, "second")
+    keep_open = (
+        "import sys; f = open(sys.argv[1], sys.argv[2]); print(1, flush=True); sys.stdin.read()"
+    )
+    for mode, refused in (("r", False), ("r+", True)):
+        user = subprocess.Popen(
+            [sys.executable, "-c", keep_open, str(data / "db"), mode],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert user.stdout and user.stdout.readline()
+        try:
+            if refused:
+                with pytest.raises(WouldLose, match=str(user.pid)):
+                    shop.reset(dot, "HEAD@{1}", hard=True)
+                branches.reset(shop.store, dot, "HEAD@{1}", hard=True, in_use=True)
+                assert (data / "db").read_text() == "two"
+            else:
+                shop.reset(dot, "HEAD^", hard=True)
+                assert (data / "db").read_text() == "one"
+        finally:
+            user.communicate(b"")
