@@ -21,13 +21,13 @@ from dmsync.engine.sync_server import serve
 from dmsync.transports.descriptor_stream import DescriptorStream
 from tests.support.sync_stores import Pair
 
-BLOCKED_S = 3.0
+BLOCKED_S = 8.0
 
 
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    monkeypatch.setattr("dmsync.engine.session.IDLE_TIMEOUT_S", 1.0)
-    monkeypatch.setattr("dmsync.engine.session.PING_INTERVAL_S", 0.3)
+    monkeypatch.setattr("dmsync.engine.session.IDLE_TIMEOUT_S", 4.0)
+    monkeypatch.setattr("dmsync.engine.session.PING_INTERVAL_S", 0.5)
     made = Pair(str(tmp_path))
     yield made
     made.close()
