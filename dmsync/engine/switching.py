@@ -35,7 +35,7 @@ from dmsync.engine.store import Store
 from dmsync.engine.tree_users import refuse_in_use
 from dmsync.errors import NotFound, StorageFull, WouldLose
 from dmsync.storage.catalog import SwitchRow
-from dmsync.storage.durable import make_directory_durable
+from dmsync.storage.durable import fsync_directory, make_directory_durable
 from dmsync.storage.pack_writer import PackWriter
 from dmsync.storage.stat_cache import StatCache
 
@@ -59,7 +59,9 @@ def make_place(store: Store, dot: DotId, branch: str, progress: Progress | None)
     _restore(store, dot, place, trees.branch_tip(store, dot, branch), progress)
     if not os.listdir(building):
         os.mkdir(os.path.join(building, os.fsdecode(trees.DEFAULT_SUBDOT)), 0o755)
+    fsync_directory(building)
     os.rename(building, final)
+    fsync_directory(os.path.dirname(final))
     return trees.TreePlace(branch, os.fsencode(final), None, place.stat_path, False)
 
 
