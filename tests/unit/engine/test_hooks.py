@@ -153,14 +153,17 @@ def test_talkative_hold_does_not_block(tmp_path: Path) -> None:
 
 def test_hold_ends_when_dm_is_killed(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
+    held = tmp_path / "held"  # the lock is there before the hook says so to a dm that must live
     script = (
-        "import sys, time\n"
+        "import pathlib, time\n"
         "from dmsync.engine.hooks import HookCommands, quiesced\n"
         f"with quiesced(HookCommands(hold={HOLD.format(lock)!r}), {{}}):\n"
+        f"    pathlib.Path({str(held)!r}).touch()\n"
         "    time.sleep(100)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script])
-    wait_for(lock)
+    wait_for(held)
+    assert lock.exists()
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
