@@ -28,17 +28,16 @@ from dmsync.core.events import (
     Operation,
     event_to_value,
 )
-from dmsync.core.ids import ID_BYTES, DotId, ObjectId
+from dmsync.core.ids import DotId, ObjectId
 from dmsync.errors import (
     Busy,
     Corruption,
-    DotNotFound,
     StorageFailed,
     StorageFull,
-    UsageError,
 )
 from dmsync.storage import schema
 from dmsync.storage.catalog_graph import CatalogGraph
+from dmsync.storage.catalog_queries import COMMIT_IS, CatalogQueries
 from dmsync.storage.catalog_rows import (
     CommitRow,
     DotRow,
@@ -80,28 +79,7 @@ __all__ = [
 
 LOCK_WAIT_S_DEFAULT: Final = 10.0
 CHECKPOINT_WAL_BYTES: Final = 4 * 1024 * 1024
-PREFIX_MATCHES_MAX: Final = 32
 
-
-_TIME_OF: Final = (
-    "(SELECT time_ns FROM operations WHERE first_seq <= {} ORDER BY first_seq DESC LIMIT 1)"
-)
-_ID_OF: Final = "COALESCE((SELECT id FROM commits WHERE rid = {0}), {0})"
-_DOT_COLUMNS: Final = f"dot, namespace, name, owner, head, {_TIME_OF.format('created_seq')}, trash"
-_OPERATION_COLUMNS: Final = (
-    "first_seq, first_seq + events - 1, time_ns, op_id, "
-    "(SELECT text FROM texts WHERE number = command), "
-    "(SELECT text FROM texts WHERE number = actor), segment, record_offset"
-)
-_TRANSFER_COLUMNS: Final = (
-    f"transfer_id, direction, remote, dot, branch, {_TIME_OF.format('started_seq')}, "
-    f"CASE WHEN finished_seq IS NULL THEN NULL ELSE {_TIME_OF.format('finished_seq')} END, "
-    "status, summary"
-)
-_NUMBER_OF_DOT: Final = "(SELECT number FROM dots WHERE dot = ?)"
-_COMMIT_IS: Final = (
-    f"c.dot = {_NUMBER_OF_DOT} AND substr(c.id, 1, 8) = substr(?, 1, 8) AND c.id = ?"
-)
 
 _transaction_locks: dict[str, threading.Lock] = {}
 """Per store: threads of one process queue here instead of polling the file lock."""
@@ -176,8 +154,10 @@ class Transaction:
         return replace(self._operation, events=tuple(self._events))
 
 
-class Catalog:
-    """All queries about one store, and its transactions. Safe to share between threads."""
+class Catalog(CatalogQueries):
+    """One store's catalog: its database, its transactions, and (CatalogQueries) all questions.
+
+    Safe to share between threads."""
 
     def __init__(
         self,
@@ -721,219 +701,15 @@ class Catalog:
         except sqlite3.Error as exc:
             raise self._translated(exc) from exc
 
-    def _row(self, sql: str, *parameters: object) -> Any:
-        rows = self._rows(sql, *parameters)
-        return rows[0] if rows else None
-
-    def _meta(self, key: str) -> Any:
-        row = self._row("SELECT value FROM meta WHERE key = ?", key)
-        return row[0] if row else None
-
-    def cluster_id(self) -> bytes:
-        """Raises Corruption when the log does not begin with StoreCreated."""
-        value = self._meta("cluster_id")
-        if value is None:
-            raise Corruption("the event log does not begin with the store's creation")
-        return cast(bytes, value)
-
-    def epoch(self) -> int:
-        return int(self._meta("epoch") or 0)
-
-    def last_seq(self) -> int:
-        """Sequence number of the newest event that the projection shows."""
-        value = self._meta("position")
-        return int(decode(value)[3]) if value is not None else 0
-
     def digest(self) -> dict[str, str]:
         """Per table a hash of its rows: a rebuilt projection has the same."""
         return schema.digest_of_rows(self._reader())
-
-    # --- queries: dots --------------------------------------------------------------------------
-
-    def dots(self, *, include_deleted: bool = False) -> list[DotRow]:
-        """By namespace and name."""
-        condition = "" if include_deleted else "WHERE trash IS NULL"
-        rows = self._rows(
-            f"SELECT {_DOT_COLUMNS} FROM dots {condition} ORDER BY namespace, name, number"
-        )
-        return [DotRow(*row) for row in rows]
-
-    def dot(self, dot: DotId) -> DotRow | None:
-        """Also a deleted one (`trash` is set) until it is purged."""
-        row = self._row(f"SELECT {_DOT_COLUMNS} FROM dots WHERE dot = ?", dot)
-        return DotRow(*row) if row else None
-
-    def dot_by_name(self, namespace: str, name: str) -> DotRow | None:
-        row = self._row(
-            f"SELECT {_DOT_COLUMNS} FROM dots WHERE namespace = ? AND name = ? AND trash IS NULL",
-            namespace,
-            name,
-        )
-        return DotRow(*row) if row else None
-
-    def current_dot(self) -> DotId | None:
-        value = self._meta("current_dot")
-        return DotId(value) if value is not None else None
-
-    def head(self, dot: DotId) -> str:
-        """The dot's current branch. Raises DotNotFound."""
-        row = self._row("SELECT head FROM dots WHERE dot = ?", dot)
-        if row is None:
-            raise DotNotFound(f"no dot with id {dot.hex()}", dot=dot.hex())
-        return cast(str, row[0])
-
-    # --- queries: refs --------------------------------------------------------------------------
-
-    def refs(self, dot: DotId, prefix: str = "", *, since_seq: int = 0) -> list[RefRow]:
-        """Existing refs whose full name begins with `prefix`, by name; only those changed after
-        `since_seq`."""
-        rows = self._rows(
-            f"SELECT name, {_ID_OF.format('target')}, seq, origin FROM refs "
-            f"WHERE dot = {_NUMBER_OF_DOT} AND target IS NOT NULL "
-            "AND substr(name, 1, ?) = ? AND seq > ? ORDER BY name",
-            dot,
-            len(prefix),
-            prefix,
-            since_seq,
-        )
-        return [RefRow(*row) for row in rows]
-
-    def deleted_refs(self, dot: DotId, *, since_seq: int = 0) -> list[tuple[str, int]]:
-        """(full name, seq of the deletion) of refs that existed once, by name."""
-        rows = self._rows(
-            f"SELECT name, seq FROM refs WHERE dot = {_NUMBER_OF_DOT} AND target IS NULL "
-            "AND seq > ? ORDER BY name",
-            dot,
-            since_seq,
-        )
-        return [(name, seq) for name, seq in rows]
-
-    def ref(self, dot: DotId, name: str) -> RefRow | None:
-        """`name` is the full name: `branch/x`, `tag/x`, `remote/R/x`, `stash/x`."""
-        row = self._row(
-            f"SELECT name, {_ID_OF.format('target')}, seq, origin FROM refs "
-            f"WHERE dot = {_NUMBER_OF_DOT} AND name = ? AND target IS NOT NULL",
-            dot,
-            name,
-        )
-        return RefRow(*row) if row else None
-
-    def branches(self, dot: DotId) -> list[RefRow]:
-        """By name; an unborn branch is none."""
-        return self.refs(dot, "branch/")
-
-    def branch(self, dot: DotId, name: str) -> RefRow | None:
-        return self.ref(dot, f"branch/{name}")
-
-    def reflog(self, dot: DotId, name: str, *, count: int | None = None) -> list[ReflogRow]:
-        """Changes of the ref of this full name, newest first; also of a deleted ref."""
-        rows = self._rows(
-            f"SELECT l.seq, {_TIME_OF.format('l.seq')}, "
-            "(SELECT text FROM texts t, operations o WHERE t.number = o.command "
-            " AND o.first_seq <= l.seq ORDER BY o.first_seq DESC LIMIT 1), "
-            "(SELECT text FROM texts t, operations o WHERE t.number = o.actor "
-            " AND o.first_seq <= l.seq ORDER BY o.first_seq DESC LIMIT 1), "
-            f"{_ID_OF.format('l.old')}, {_ID_OF.format('l.new')}, "
-            "(SELECT text FROM texts WHERE number = l.kind), COALESCE(l.reason, '') "
-            "FROM refs r JOIN reflog l ON l.ref = r.number "
-            f"WHERE r.dot = {_NUMBER_OF_DOT} AND r.name = ? ORDER BY l.seq DESC LIMIT ?",
-            dot,
-            name,
-            -1 if count is None else count,
-        )
-        return [ReflogRow(*row) for row in rows]
-
-    # --- queries: commits -----------------------------------------------------------------------
-
-    def has_commit(self, dot: DotId, commit: ObjectId) -> bool:
-        return bool(self._rows(f"SELECT 1 FROM commits c WHERE {_COMMIT_IS}", dot, commit, commit))
-
-    def commit(self, dot: DotId, commit: ObjectId) -> CommitRow | None:
-        row = self._row(
-            f"SELECT c.generation, p.payload, {_TIME_OF.format('p.seq')}, p.capture, p.transfer "
-            f"FROM commits c JOIN commit_payloads p ON p.rid = c.rid WHERE {_COMMIT_IS}",
-            dot,
-            commit,
-            commit,
-        )
-        if row is None:
-            return None
-        generation, payload, learnt_ns, capture, transfer = row
-        return CommitRow(
-            commit,
-            generation,
-            payload,
-            learnt_ns,
-            decode(capture) if capture is not None else None,
-            transfer,
-        )
-
-    def commits_with_prefix(self, dot: DotId, hex_prefix: str) -> list[ObjectId]:
-        """Ids beginning with these hex digits, ascending, at most PREFIX_MATCHES_MAX.
-
-        Raises:
-            UsageError: not 1 to 64 hex digits.
-        """
-        digits = 2 * ID_BYTES
-        try:
-            low = bytes.fromhex(hex_prefix.ljust(digits, "0"))
-            high = bytes.fromhex(hex_prefix.ljust(digits, "f"))
-        except ValueError as exc:
-            raise UsageError("a commit id has hex digits only") from exc
-        if not hex_prefix or len(low) != ID_BYTES:
-            raise UsageError("a commit id has 64 hex digits")
-        rows = self._rows(
-            f"SELECT id FROM commits WHERE dot = {_NUMBER_OF_DOT} "
-            "AND substr(id, 1, 8) BETWEEN ? AND ? AND id BETWEEN ? AND ? ORDER BY id LIMIT ?",
-            dot,
-            low[:8],
-            high[:8],
-            low,
-            high,
-            PREFIX_MATCHES_MAX,
-        )
-        return [ObjectId(row[0]) for row in rows]
-
-    def commit_count(self, dot: DotId) -> int:
-        """O(commits of the dot), over an index."""
-        return int(self._row(f"SELECT count(*) FROM commits WHERE dot = {_NUMBER_OF_DOT}", dot)[0])
-
-    def missing_commits(self, dot: DotId) -> list[ObjectId]:
-        """Commits that the log names but whose payload was gone when it was replayed."""
-        rows = self._rows(
-            f"SELECT id FROM missing_commits WHERE dot = {_NUMBER_OF_DOT} ORDER BY id", dot
-        )
-        return [ObjectId(row[0]) for row in rows]
-
-    def parents(self, dot: DotId, commit: ObjectId) -> tuple[ObjectId, ...]:
-        """In order. Raises RevisionNotFound."""
-        return self.graph(dot).parents(commit)
-
-    def graph(self, dot: DotId) -> CatalogGraph:
-        """The dot's commits as core.graph.GraphView; caches what it has read, so make a new one
-        for each question. Raises DotNotFound."""
-        row = self._row("SELECT number FROM dots WHERE dot = ?", dot)
-        if row is None:
-            raise DotNotFound(f"no dot with id {dot.hex()}", dot=dot.hex())
-        return CatalogGraph(self._rows, row[0])
-
-    def commit_delta(self, dot: DotId, commit: ObjectId) -> bytes | None:
-        """The cached delta against the first parent, as store_commit_delta was given it."""
-        row = self._row(
-            "SELECT d.delta FROM commits c JOIN commit_deltas d ON d.rid = c.rid "
-            f"WHERE {_COMMIT_IS}",
-            dot,
-            commit,
-            commit,
-        )
-        return cast(bytes, row[0]) if row else None
 
     def store_commit_delta(self, dot: DotId, commit: ObjectId, delta: bytes) -> bool:
         """Cache a delta, within the transaction when there is one. False when the log lock is
         taken or the commit unknown: a cache is not worth waiting for."""
         sql = (
-            "INSERT OR REPLACE INTO commit_deltas "
-            f"SELECT c.rid, ? FROM commits c WHERE {_COMMIT_IS}"
+            f"INSERT OR REPLACE INTO commit_deltas SELECT c.rid, ? FROM commits c WHERE {COMMIT_IS}"
         )
         parameters = (delta, dot, commit, commit)
         writing: sqlite3.Connection | None = getattr(self._local, "writing", None)
@@ -949,131 +725,6 @@ class Catalog:
                     self._forget(connection)
         except (Busy, StorageFull, StorageFailed, sqlite3.Error):
             return False
-
-    # --- queries: trees, remotes, transfers, operations -----------------------------------------
-
-    def working(self, dot: DotId, branch: str) -> ObjectId | None:
-        """The snapshot of the branch's uncommitted state."""
-        row = self._row(
-            f"SELECT {_ID_OF.format('target')} FROM working "
-            f"WHERE dot = {_NUMBER_OF_DOT} AND branch = ?",
-            dot,
-            branch,
-        )
-        return ObjectId(row[0]) if row else None
-
-    def working_snapshots(self, dot: DotId) -> list[WorkingRow]:
-        rows = self._rows(
-            f"SELECT branch, {_ID_OF.format('target')}, reason, seq FROM working "
-            f"WHERE dot = {_NUMBER_OF_DOT} ORDER BY branch",
-            dot,
-        )
-        return [WorkingRow(*row) for row in rows]
-
-    def switches(self, dot: DotId) -> list[SwitchRow]:
-        """Trees of the dot, attached or managed, whose switch has not finished."""
-        rows = self._rows(
-            f"SELECT branch, {_ID_OF.format('from_target')}, {_ID_OF.format('to_target')}, reason "
-            f"FROM switches WHERE dot = {_NUMBER_OF_DOT} ORDER BY branch",
-            dot,
-        )
-        return [SwitchRow(*row) for row in rows]
-
-    def tree(self, dot: DotId) -> TreeRow | None:
-        """The attached directory; None when the dot's trees are managed."""
-        row = self._row(
-            f"SELECT path, as_root, device, inode, branch FROM trees WHERE dot = {_NUMBER_OF_DOT}",
-            dot,
-        )
-        if row is None:
-            return None
-        path, as_root, device, inode, branch = row
-        switches = self.switches(dot)
-        return TreeRow(
-            path,
-            bool(as_root),
-            int.from_bytes(device, "big"),
-            int.from_bytes(inode, "big"),
-            branch,
-            switches[0] if switches else None,
-        )
-
-    def attached_paths(self) -> list[tuple[DotId, bytes]]:
-        rows = self._rows(
-            "SELECT d.dot, t.path FROM trees t JOIN dots d ON d.number = t.dot ORDER BY t.path"
-        )
-        return [(DotId(dot), path) for dot, path in rows]
-
-    def remotes(self) -> list[RemoteRow]:
-        return [
-            RemoteRow(*row)
-            for row in self._rows("SELECT name, url, dm_command FROM remotes ORDER BY name")
-        ]
-
-    def remote(self, name: str) -> RemoteRow | None:
-        row = self._row("SELECT name, url, dm_command FROM remotes WHERE name = ?", name)
-        return RemoteRow(*row) if row else None
-
-    def upstream(self, dot: DotId, remote: str) -> tuple[str, str] | None:
-        """(namespace, name) that the dot has at the remote."""
-        row = self._row(
-            f"SELECT namespace, name FROM upstreams WHERE dot = {_NUMBER_OF_DOT} AND remote = ?",
-            dot,
-            remote,
-        )
-        return (row[0], row[1]) if row else None
-
-    def upstreams(self, dot: DotId) -> list[tuple[str, str, str]]:
-        """(remote, namespace, name), by remote."""
-        rows = self._rows(
-            f"SELECT remote, namespace, name FROM upstreams WHERE dot = {_NUMBER_OF_DOT} "
-            "ORDER BY remote",
-            dot,
-        )
-        return [(remote, namespace, name) for remote, namespace, name in rows]
-
-    def observed(self, remote: str, dot: DotId) -> ObservedRow | None:
-        row = self._row(
-            "SELECT cluster_id, epoch, seq FROM observed WHERE remote = ? AND dot = ?", remote, dot
-        )
-        return ObservedRow(*row) if row else None
-
-    def transfers(self, count: int | None = None) -> list[TransferRow]:
-        """Newest first."""
-        rows = self._rows(
-            f"SELECT {_TRANSFER_COLUMNS} FROM transfers ORDER BY started_seq DESC LIMIT ?",
-            -1 if count is None else count,
-        )
-        return [_transfer(row) for row in rows]
-
-    def transfer(self, transfer_id: bytes) -> TransferRow | None:
-        row = self._row(
-            f"SELECT {_TRANSFER_COLUMNS} FROM transfers WHERE transfer_id = ?", transfer_id
-        )
-        return _transfer(row) if row else None
-
-    def operations(self, count: int | None = None) -> list[OperationRow]:
-        """Newest first."""
-        rows = self._rows(
-            f"SELECT {_OPERATION_COLUMNS} FROM operations ORDER BY first_seq DESC LIMIT ?",
-            -1 if count is None else count,
-        )
-        return [OperationRow(*row) for row in rows]
-
-    def operation_result(self, op_id: bytes) -> OperationRow | None:
-        """The operation that was applied under this op_id, if any."""
-        row = self._row(f"SELECT {_OPERATION_COLUMNS} FROM operations WHERE op_id = ?", op_id)
-        return OperationRow(*row) if row else None
-
-    def operation_with(self, seq: int) -> OperationRow | None:
-        """The operation that event `seq` belongs to."""
-        row = self._row(
-            f"SELECT {_OPERATION_COLUMNS} FROM operations WHERE first_seq <= ? "
-            "AND first_seq + events > ? ORDER BY first_seq DESC LIMIT 1",
-            seq,
-            seq,
-        )
-        return OperationRow(*row) if row else None
 
     def events_of(self, operation: OperationRow) -> Operation:
         """Read an operation with its events from the log. Raises Corruption."""
@@ -1121,8 +772,3 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 def _storable(text: str) -> str:
     """Text from an argument vector may hold lone surrogates, which no UTF-8 can."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _transfer(row: tuple[Any, ...]) -> TransferRow:
-    summary = decode(row[-1]) if row[-1] is not None else ()
-    return TransferRow(*(*row[:-1], summary))
