@@ -81,6 +81,12 @@ class PathNotFound(NotFound):
     code = "no-path"
 
 
+class ContentAbsent(NotFound):
+    """Only the record of a commit is here: its content was never fetched, or was pruned."""
+
+    code = "content-absent"
+
+
 class AlreadyExists(DmError):
     code = "exists"
 
@@ -182,7 +188,17 @@ class DotIdClash(DmError):
     code = "dot-id-clash"
 
 
-# --- 15..18, 75 ----------------------------------------------------------------------------------
+# --- 15: merging ---------------------------------------------------------------------------------
+
+
+class MergeConflict(DmError):
+    """Something in a merge must be decided by the user; nothing was lost or committed."""
+
+    code = "merge-conflict"
+    exit_code = 15
+
+
+# --- 16..18, 75 ----------------------------------------------------------------------------------
 
 
 class Corruption(DmError):
@@ -213,10 +229,29 @@ class CaptureFailed(DmError):
     exit_code = 17
 
 
+class BadBundle(Corruption):
+    """A bundle file that is truncated, changed, or no bundle."""
+
+    code = "bad-bundle"
+
+
+class BadSignature(DmError):
+    """A signature that does not fit, or whose key is not allowed."""
+
+    code = "bad-signature"
+
+
 class WouldLose(DmError):
     """Refused because uncommitted changes would go, or something uses the dot."""
 
     code = "would-lose"
+    exit_code = 18
+
+
+class CannotUndo(DmError):
+    """What an operation did cannot be taken back: something moved since, or it is final."""
+
+    code = "cannot-undo"
     exit_code = 18
 
 

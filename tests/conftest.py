@@ -1,6 +1,7 @@
 """Fixtures and rules for all tests: nothing of the user's home is touched, CI skips nothing."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 import pytest
 
 from tests.support.cluster import Cluster, Clusters, MakeCluster
+
+# A shell's background job ignores SIGINT, and so would everything that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NOTHING_MAY_BE_SKIPPED = os.environ.get("CI", "").lower() == "true"
 

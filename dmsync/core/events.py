@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, get_args
 
 from dmsync.core.ids import DOT_ID_BYTES, ID_BYTES, DotId, ObjectId
+from dmsync.core.objects import MESSAGE_BYTES_MAX
 from dmsync.errors import BadObject, FormatUnsupported
 
 UNIQUE_ID_BYTES: Final = 16
@@ -32,10 +33,34 @@ REF_CHANGE_KINDS: Final = (
     "pull",
     "fetch",
     "stash",
+    "merge",
+    "cherry-pick",
+    "revert",
+    "amend",
+    "tag",
+    "undo",
+    "redo",
+    "restore",
+    "prune",
+    "bundle",
 )
+MERGE_KINDS: Final = ("merge", "cherry-pick", "revert", "stash-pop")
+MERGE_OUTCOMES: Final = ("concluded", "aborted")
+CONFLICTS_MAX: Final = 1_000_000
+CONFLICT_DETAIL_BYTES_MAX: Final = 4 * 1024 * 1024
+SIGNATURE_BYTES_MAX: Final = 16 * 1024
 
 Capture = tuple[str, str, int]
 """How a commit was captured: driver, consistency, pause in microseconds."""
+Names = tuple[str, str]
+"""A dot's namespace and name."""
+Tree = tuple[bytes, bool, int, int]
+"""An attached directory: path, as_root, device, inode."""
+Conflict = tuple[bytes, str, bytes]
+"""Path, reason, and what the driver that found it recorded (engine/merging says how)."""
+
+# `old` in the events below is what the event replaced; Transaction.append fills it in, so that
+# undo needs the operation alone. It is None in logs written before it was recorded.
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +92,7 @@ class DotRenamed:
     dot: DotId
     namespace: str
     name: str
+    old: Names | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +101,8 @@ class DotDeleted:
 
     dot: DotId
     trash: str
+    was_current: bool = False
+    old_tree: Tree | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +124,7 @@ class DotPurged:
 @dataclass(frozen=True, slots=True)
 class CurrentDotSwitched:
     dot: DotId | None
+    old: DotId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +133,7 @@ class HeadSwitched:
 
     dot: DotId
     branch: str
+    old: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +147,44 @@ class CommitsAdded:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitsListed:
+    """Commits known by their record alone (hollow): the graph has them, their content is not here.
+
+    CommitsAdded of one of them, later, says that its content has come.
+    """
+
+    dot: DotId
+    commits: tuple[ObjectId, ...]
+    transfer: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CommitsThinned:
+    """Complete commits that are hollow from now on: their content may go, their record stays."""
+
+    dot: DotId
+    commits: tuple[ObjectId, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DotScopeSet:
+    """The subdots whose content this store keeps; None for all."""
+
+    dot: DotId
+    subdots: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureAdded:
+    """A detached SSHSIG (armoured text) over the commit or tag `target`."""
+
+    dot: DotId
+    target: ObjectId
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class RefChanged:
     """`name` is `branch/x`, `tag/x`, `remote/R/x` or `stash/x`; None stands for no ref."""
 
@@ -127,6 +195,7 @@ class RefChanged:
     kind: str
     reason: str = ""
     origin: str | None = None
+    old_origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +213,14 @@ class WorkingSaved:
     branch: str
     commit: ObjectId
     reason: str = ""
+    old: ObjectId | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkingDropped:
     dot: DotId
     branch: str
+    old: ObjectId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,23 +237,73 @@ class TreeAttached:
 @dataclass(frozen=True, slots=True)
 class TreeDetached:
     dot: DotId
+    old: Tree | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TreeSwitchStarted:
-    """The tree is between two states until TreeSwitchFinished: finish it before anything else."""
+    """The tree is between two states until TreeSwitchFinished: finish it before anything else.
+
+    `discarded`: uncommitted changes went without being stored (--discard).
+    """
 
     dot: DotId
     branch: str
     from_commit: ObjectId | None
     to_root_commit: ObjectId | None
     reason: str = ""
+    discarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TreeSwitchFinished:
     dot: DotId
     branch: str
+
+
+@dataclass(frozen=True, slots=True)
+class MergeStarted:
+    """The tree of `branch` is being merged into, until MergeEnded; `dm merge --continue` commits.
+
+    `ours` is the branch's tip, `theirs` what comes in, `bases` what both stem from; `snapshot` is
+    the commit whose tree the working tree was given (conflicts beside their paths). The commit to
+    be has `parents` and `message`; without parents the result stays uncommitted.
+    """
+
+    dot: DotId
+    branch: str
+    kind: str
+    ours: ObjectId
+    theirs: ObjectId
+    bases: tuple[ObjectId, ...]
+    snapshot: ObjectId
+    parents: tuple[ObjectId, ...]
+    message: str
+    conflicts: tuple[Conflict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictResolved:
+    """`how` is ours, theirs, base or as-is, or `open` when only part of it is: `detail` is then
+    what is left of the conflict's."""
+
+    dot: DotId
+    branch: str
+    path: bytes
+    how: str
+    detail: bytes = b""
+    old_how: str | None = None
+    old_detail: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeEnded:
+    """`started` is the sequence number of the MergeStarted that this ends."""
+
+    dot: DotId
+    branch: str
+    outcome: str
+    started: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +316,10 @@ class RemoteAdded:
 @dataclass(frozen=True, slots=True)
 class RemoteRemoved:
     name: str
+    old_url: str | None = None
+    old_dm_command: str | None = None
+    old_upstreams: tuple[tuple[DotId, str, str], ...] = ()
+    old_refs: tuple[tuple[DotId, str, ObjectId], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +336,14 @@ class UpstreamSet:
     remote: str
     namespace: str
     name: str
+    old: Names | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRemoved:
+    dot: DotId
+    remote: str
+    old: Names | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +375,15 @@ class TransferFinished:
     summary: tuple[tuple[str, str | int | None], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class UndoApplied:
+    """This operation takes back the one whose first event is `operation` (or, `is_redo`, takes
+    back that taking back)."""
+
+    operation: int
+    is_redo: bool = False
+
+
 Event = (
     StoreCreated
     | EpochStarted
@@ -253,6 +395,10 @@ Event = (
     | CurrentDotSwitched
     | HeadSwitched
     | CommitsAdded
+    | CommitsListed
+    | CommitsThinned
+    | DotScopeSet
+    | SignatureAdded
     | RefChanged
     | BranchRenamed
     | WorkingSaved
@@ -261,13 +407,18 @@ Event = (
     | TreeDetached
     | TreeSwitchStarted
     | TreeSwitchFinished
+    | MergeStarted
+    | ConflictResolved
+    | MergeEnded
     | RemoteAdded
     | RemoteRemoved
     | RemoteRenamed
     | UpstreamSet
+    | UpstreamRemoved
     | RemoteObserved
     | TransferStarted
     | TransferFinished
+    | UndoApplied
 )
 
 
@@ -395,6 +546,52 @@ def _capture(value: Any) -> Any:
     return value
 
 
+def _bounded(length_max: int) -> _Check:
+    def check(value: Any) -> Any:
+        if type(value) is not bytes or len(value) > length_max:
+            raise BadObject(f"event: not bytes of at most {length_max}")
+        return value
+
+    return check
+
+
+def _array_of(*checks: _Check, most: int) -> _Check:
+    """An array of at most `most` arrays, each of these fields."""
+
+    def check(value: Any) -> Any:
+        if type(value) is not tuple or len(value) > most:
+            raise BadObject("event: not an array, or too long")
+        for item in value:
+            row(item)
+        return value
+
+    row = _fields(*checks)
+    return check
+
+
+def _fields(*checks: _Check) -> _Check:
+    def check(value: Any) -> Any:
+        if type(value) is not tuple or len(value) != len(checks):
+            raise BadObject(f"event: not an array of {len(checks)}")
+        return tuple(check(item) for check, item in zip(checks, value, strict=True))
+
+    return check
+
+
+def _texts(value: Any) -> Any:
+    if type(value) is not tuple or len(value) > SUMMARY_PAIRS_MAX:
+        raise BadObject("event: not a list of texts")
+    for text in value:
+        _text(text)
+    return value
+
+
+def _message(value: Any) -> Any:
+    if type(value) is not str or len(value.encode("utf-8", "surrogatepass")) > MESSAGE_BYTES_MAX:
+        raise BadObject("event: not a commit message")
+    return value
+
+
 def _summary(value: Any) -> Any:
     if type(value) is not tuple or len(value) > SUMMARY_PAIRS_MAX:
         raise BadObject("event: summary is not a list of pairs")
@@ -415,22 +612,25 @@ _int64: Final = _integer(-(2**63), 2**63)
 _object_id: Final = _fixed(ID_BYTES)
 _dot: Final = _fixed(DOT_ID_BYTES)
 _unique_id: Final = _fixed(UNIQUE_ID_BYTES)
+_names: Final = _optional(_fields(_text, _text))
+_tree: Final = _optional(_fields(_path, _flag, _uint64, _uint64))
+_conflicts: Final = _array_of(_path, _text, _bounded(CONFLICT_DETAIL_BYTES_MAX), most=CONFLICTS_MAX)
 
 # type number, version written, checks in the order of the fields. Numbers are never reused.
 _TYPES: Final[dict[type, tuple[int, int, tuple[_Check, ...]]]] = {
     StoreCreated: (1, 1, (_unique_id, _uint63)),
     EpochStarted: (2, 1, (_uint63,)),
     DotCreated: (10, 1, (_dot, _text, _text, _text)),
-    DotRenamed: (11, 1, (_dot, _text, _text)),
-    DotDeleted: (12, 1, (_dot, _text)),
+    DotRenamed: (11, 2, (_dot, _text, _text, _names)),
+    DotDeleted: (12, 2, (_dot, _text, _flag, _tree)),
     DotRestored: (13, 1, (_dot, _text, _text)),
     DotPurged: (14, 1, (_dot,)),
-    CurrentDotSwitched: (15, 1, (_optional(_dot),)),
-    HeadSwitched: (16, 1, (_dot, _text)),
+    CurrentDotSwitched: (15, 2, (_optional(_dot), _optional(_dot))),
+    HeadSwitched: (16, 2, (_dot, _text, _optional(_text))),
     CommitsAdded: (20, 1, (_dot, _object_ids, _optional(_unique_id), _optional(_capture))),
     RefChanged: (
         21,
-        1,
+        2,
         (
             _dot,
             _text,
@@ -439,31 +639,96 @@ _TYPES: Final[dict[type, tuple[int, int, tuple[_Check, ...]]]] = {
             _choice(*REF_CHANGE_KINDS),
             _text,
             _optional(_text),
+            _optional(_text),
         ),
     ),
     BranchRenamed: (22, 1, (_dot, _text, _text)),
-    WorkingSaved: (30, 1, (_dot, _text, _object_id, _text)),
-    WorkingDropped: (31, 1, (_dot, _text)),
+    CommitsListed: (23, 1, (_dot, _object_ids, _optional(_unique_id))),
+    CommitsThinned: (24, 1, (_dot, _object_ids, _text)),
+    DotScopeSet: (25, 1, (_dot, _optional(_texts))),
+    SignatureAdded: (26, 1, (_dot, _object_id, _bounded(SIGNATURE_BYTES_MAX))),
+    WorkingSaved: (30, 2, (_dot, _text, _object_id, _text, _optional(_object_id))),
+    WorkingDropped: (31, 2, (_dot, _text, _optional(_object_id))),
     TreeAttached: (32, 1, (_dot, _path, _flag, _uint64, _uint64)),
-    TreeDetached: (33, 1, (_dot,)),
+    TreeDetached: (33, 2, (_dot, _tree)),
     TreeSwitchStarted: (
         34,
-        1,
-        (_dot, _text, _optional(_object_id), _optional(_object_id), _text),
+        2,
+        (_dot, _text, _optional(_object_id), _optional(_object_id), _text, _flag),
     ),
     TreeSwitchFinished: (35, 1, (_dot, _text)),
+    MergeStarted: (
+        36,
+        1,
+        (
+            _dot,
+            _text,
+            _choice(*MERGE_KINDS),
+            _object_id,
+            _object_id,
+            _object_ids,
+            _object_id,
+            _object_ids,
+            _message,
+            _conflicts,
+        ),
+    ),
+    ConflictResolved: (
+        37,
+        1,
+        (
+            _dot,
+            _text,
+            _path,
+            _choice("ours", "theirs", "base", "as-is", "open"),
+            _bounded(CONFLICT_DETAIL_BYTES_MAX),
+            _optional(_choice("ours", "theirs", "base", "as-is", "open")),
+            _bounded(CONFLICT_DETAIL_BYTES_MAX),
+        ),
+    ),
+    MergeEnded: (38, 1, (_dot, _text, _choice(*MERGE_OUTCOMES), _uint63)),
     RemoteAdded: (40, 1, (_text, _text, _optional(_text))),
-    RemoteRemoved: (41, 1, (_text,)),
+    RemoteRemoved: (
+        41,
+        2,
+        (
+            _text,
+            _optional(_text),
+            _optional(_text),
+            _array_of(_dot, _text, _text, most=COMMITS_MAX),
+            _array_of(_dot, _text, _object_id, most=COMMITS_MAX),
+        ),
+    ),
     RemoteRenamed: (42, 1, (_text, _text)),
-    UpstreamSet: (43, 1, (_dot, _text, _text, _text)),
+    UpstreamSet: (43, 2, (_dot, _text, _text, _text, _names)),
     RemoteObserved: (44, 1, (_text, _dot, _unique_id, _uint63, _uint63)),
+    UpstreamRemoved: (45, 1, (_dot, _text, _names)),
     TransferStarted: (50, 1, (_unique_id, _text, _text, _optional(_dot), _optional(_text))),
     TransferFinished: (51, 1, (_unique_id, _text, _summary)),
+    UndoApplied: (60, 1, (_uint63, _flag)),
 }
 _BY_NUMBER: Final = {number: (cls, version) for cls, (number, version, _) in _TYPES.items()}
 _FIELD_NAMES: Final = {cls: tuple(field.name for field in fields(cls)) for cls in _TYPES}
 
-_UPCASTS: Final[dict[tuple[int, int], Callable[[tuple[Any, ...]], tuple[Any, ...]]]] = {}
+
+def _appending(*values: Any) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """An upcast that only adds fields, with what stands for "not recorded"."""
+    return lambda fields: (*fields, *values)
+
+
+_UPCASTS: Final[dict[tuple[int, int], Callable[[tuple[Any, ...]], tuple[Any, ...]]]] = {
+    (11, 1): _appending(None),
+    (12, 1): _appending(0, None),
+    (15, 1): _appending(None),
+    (16, 1): _appending(None),
+    (21, 1): _appending(None),
+    (30, 1): _appending(None),
+    (31, 1): _appending(None),
+    (33, 1): _appending(None),
+    (34, 1): _appending(0),
+    (41, 1): _appending(None, None, (), ()),
+    (43, 1): _appending(None),
+}
 """(type number, version) -> the fields as version + 1 has them; applied one step at a time."""
 
 assert set(_TYPES) == set(get_args(Event))
@@ -475,7 +740,16 @@ def event_to_value(event: Event) -> tuple[Any, ...]:
     values = [getattr(event, name) for name in _FIELD_NAMES[type(event)]]
     for check, value in zip(checks, values, strict=True):
         check(value)
-    return (number, version, *(int(v) if type(v) is bool else v for v in values))
+    return (number, version, *(_without_flags(value) for value in values))
+
+
+def _without_flags(value: Any) -> Any:
+    """The encoding has no booleans."""
+    if type(value) is bool:
+        return int(value)
+    if type(value) is tuple:
+        return tuple(map(_without_flags, value))
+    return value
 
 
 def event_from_value(value: Any) -> Event:

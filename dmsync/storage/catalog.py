@@ -144,6 +144,7 @@ class Transaction:
         event_to_value(event)
         with self._projection.savepoint():
             self._projection.check(event)
+            event = self._projection.completed(event)
             if not self._events:
                 self._projection.begin_operation(self._operation)
             self._projection.apply(seq, event)

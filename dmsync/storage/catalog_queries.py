@@ -13,7 +13,9 @@ from dmsync.errors import Corruption, DotNotFound, UsageError
 from dmsync.storage.catalog_graph import CatalogGraph
 from dmsync.storage.catalog_rows import (
     CommitRow,
+    ConflictRow,
     DotRow,
+    MergeRow,
     ObservedRow,
     OperationRow,
     ReflogRow,
@@ -178,7 +180,8 @@ class CatalogQueries(ABC):
 
     def commit(self, dot: DotId, commit: ObjectId) -> CommitRow | None:
         row = self._row(
-            f"SELECT c.generation, p.payload, {_TIME_OF.format('p.seq')}, p.capture, p.transfer "
+            f"SELECT c.generation, p.payload, {_TIME_OF.format('p.seq')}, p.capture, p.transfer, "
+            "c.is_hollow "
             f"FROM commits c JOIN commit_payloads p ON p.rid = c.rid WHERE {COMMIT_IS}",
             dot,
             commit,
@@ -186,7 +189,7 @@ class CatalogQueries(ABC):
         )
         if row is None:
             return None
-        generation, payload, learnt_ns, capture, transfer = row
+        generation, payload, learnt_ns, capture, transfer, is_hollow = row
         return CommitRow(
             commit,
             generation,
@@ -194,7 +197,35 @@ class CatalogQueries(ABC):
             learnt_ns,
             decode(capture) if capture is not None else None,
             transfer,
+            bool(is_hollow),
         )
+
+    def is_hollow(self, dot: DotId, commit: ObjectId) -> bool:
+        """Whether only the record of the commit is here; also True when not even that is."""
+        row = self._row(f"SELECT c.is_hollow FROM commits c WHERE {COMMIT_IS}", dot, commit, commit)
+        return row is None or bool(row[0])
+
+    def hollow_commits(self, dot: DotId) -> list[ObjectId]:
+        """Commits known by their record alone. O(commits of the dot)."""
+        rows = self._rows(
+            f"SELECT id FROM commits WHERE dot = {_NUMBER_OF_DOT} AND is_hollow ORDER BY rid", dot
+        )
+        return [ObjectId(row[0]) for row in rows]
+
+    def signatures(self, dot: DotId, target: ObjectId) -> list[bytes]:
+        """Armoured SSHSIGs over a commit or tag, oldest first."""
+        rows = self._rows(
+            f"SELECT signature FROM signatures WHERE dot = {_NUMBER_OF_DOT} AND target = ? "
+            "ORDER BY seq",
+            dot,
+            target,
+        )
+        return [row[0] for row in rows]
+
+    def scope(self, dot: DotId) -> tuple[str, ...] | None:
+        """The subdots whose content is kept here; None for all."""
+        row = self._row(f"SELECT subdots FROM scopes WHERE dot = {_NUMBER_OF_DOT}", dot)
+        return cast(tuple[str, ...], decode(row[0])) if row else None
 
     def commits_with_prefix(self, dot: DotId, hex_prefix: str) -> list[ObjectId]:
         """Ids beginning with these hex digits, ascending, at most PREFIX_MATCHES_MAX.
@@ -310,6 +341,29 @@ class CatalogQueries(ABC):
         )
         return [(DotId(dot), path) for dot, path in rows]
 
+    def merge(self, dot: DotId, branch: str) -> MergeRow | None:
+        """What is being merged into the tree of `branch`."""
+        row = self._row(
+            "SELECT branch, kind, ours, theirs, bases, snapshot, parents, message FROM merges "
+            f"WHERE dot = {_NUMBER_OF_DOT} AND branch = ?",
+            dot,
+            branch,
+        )
+        if row is None:
+            return None
+        name, kind, ours, theirs, bases, snapshot, parents, message = row
+        return MergeRow(name, kind, ours, theirs, decode(bases), snapshot, decode(parents), message)
+
+    def conflicts(self, dot: DotId, branch: str) -> list[ConflictRow]:
+        """Of the merge under way, resolved ones too, by path."""
+        rows = self._rows(
+            "SELECT path, reason, detail, resolved FROM conflicts "
+            f"WHERE dot = {_NUMBER_OF_DOT} AND branch = ? ORDER BY path",
+            dot,
+            branch,
+        )
+        return [ConflictRow(*row) for row in rows]
+
     def remotes(self) -> list[RemoteRow]:
         return [
             RemoteRow(*row)
@@ -365,6 +419,10 @@ class CatalogQueries(ABC):
             -1 if count is None else count,
         )
         return [OperationRow(*row) for row in rows]
+
+    def undone_operations(self) -> set[int]:
+        """First sequence numbers of the operations that undo has taken back."""
+        return {int(row[0]) for row in self._rows("SELECT operation FROM undone")}
 
     def operation_result(self, op_id: bytes) -> OperationRow | None:
         """The operation that was applied under this op_id, if any."""

@@ -36,7 +36,8 @@ class RefRow:
 
 @dataclass(frozen=True, slots=True)
 class CommitRow:
-    """`learnt_ns` is when this store learnt of the commit, by its own clock."""
+    """`learnt_ns` is when this store learnt of the commit, by its own clock; a hollow commit is
+    known by its record alone: its content never came (shallow) or went (pruned)."""
 
     id: ObjectId
     generation: int
@@ -44,6 +45,7 @@ class CommitRow:
     learnt_ns: int
     capture: Capture | None
     transfer: bytes | None
+    is_hollow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +133,27 @@ class TransferRow:
     finished_ns: int | None
     status: str | None
     summary: tuple[tuple[str, str | int | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRow:
+    """A merge, cherry-pick, revert or stash pop under way; see core.events.MergeStarted."""
+
+    branch: str
+    kind: str
+    ours: ObjectId
+    theirs: ObjectId
+    bases: tuple[ObjectId, ...]
+    snapshot: ObjectId
+    parents: tuple[ObjectId, ...]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConflictRow:
+    """`detail` is what the driver that found it recorded; `resolved` says how, None while open."""
+
+    path: bytes
+    reason: str
+    detail: bytes
+    resolved: str | None

@@ -7,34 +7,45 @@ an event is logged. `apply` runs then and in every replay and must give the same
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import assert_never
+from dataclasses import replace
+from typing import Any, assert_never
 
 from dmsync.core.encoding import encode
 from dmsync.core.events import (
     BranchRenamed,
     CommitsAdded,
+    CommitsListed,
+    CommitsThinned,
+    ConflictResolved,
     CurrentDotSwitched,
     DotCreated,
     DotDeleted,
     DotPurged,
     DotRenamed,
     DotRestored,
+    DotScopeSet,
     EpochStarted,
     Event,
     HeadSwitched,
+    MergeEnded,
+    MergeStarted,
     Operation,
     RefChanged,
     RemoteAdded,
     RemoteObserved,
     RemoteRemoved,
     RemoteRenamed,
+    SignatureAdded,
     StoreCreated,
     TransferFinished,
     TransferStarted,
+    Tree,
     TreeAttached,
     TreeDetached,
     TreeSwitchFinished,
     TreeSwitchStarted,
+    UndoApplied,
+    UpstreamRemoved,
     UpstreamSet,
     WorkingDropped,
     WorkingSaved,
@@ -132,9 +143,8 @@ class Projection:
 
     # --- lookups --------------------------------------------------------------------------------
 
-    def _one(self, sql: str, *parameters: object) -> tuple[object, ...] | None:
-        row: tuple[object, ...] | None = self._db.execute(sql, parameters).fetchone()
-        return row
+    def _one(self, sql: str, *parameters: object) -> Any:
+        return self._db.execute(sql, parameters).fetchone()
 
     def _text(self, text: str) -> int:
         row = self._db.execute("SELECT number FROM texts WHERE text = ?", (text,)).fetchone()
@@ -227,12 +237,26 @@ class Projection:
             case TransferFinished(transfer_id=transfer):
                 if not self._one("SELECT 1 FROM transfers WHERE transfer_id = ?", transfer):
                     raise NotFound(f"no transfer {transfer.hex()}")
+            case CommitsThinned():
+                self._check_commits(event)
+            case SignatureAdded():
+                self._check_live(event.dot)
+            case MergeStarted():
+                self._check_no_merge(event)
+            case ConflictResolved() | MergeEnded():
+                self._check_merge(event)
+            case UndoApplied():
+                if not self._one("SELECT 1 FROM operations WHERE first_seq = ?", event.operation):
+                    raise NotFound(f"no operation {event.operation}")
             case HeadSwitched() | WorkingSaved():
                 self._check_live(event.dot)
                 check_branch_name(event.branch, made_by_dm=True)
             case (
                 DotDeleted()
                 | CommitsAdded()
+                | CommitsListed()
+                | DotScopeSet()
+                | UpstreamRemoved()
                 | WorkingDropped()
                 | TreeSwitchStarted()
                 | TreeSwitchFinished()
@@ -310,6 +334,130 @@ class Projection:
         if self._one("SELECT 1 FROM trees WHERE path = ?", event.path):
             raise AlreadyExists("the directory is attached to another dot already")
 
+    def _check_commits(self, event: CommitsThinned) -> None:
+        number = self._check_live(event.dot)
+        for commit in event.commits:
+            if self._node(number, commit) is None:
+                raise ObjectMissing(
+                    f"commit {commit.hex()} is not here", kind="commit", id=commit.hex()
+                )
+
+    def _check_no_merge(self, event: MergeStarted) -> None:
+        number = self._check_live(event.dot)
+        if self._one("SELECT 1 FROM merges WHERE dot = ? AND branch = ?", number, event.branch):
+            raise AlreadyExists(f"a merge into {event.branch} is under way already")
+
+    def _check_merge(self, event: ConflictResolved | MergeEnded) -> None:
+        number = self._check_live(event.dot)
+        if not self._one("SELECT 1 FROM merges WHERE dot = ? AND branch = ?", number, event.branch):
+            raise NotFound(f"no merge into {event.branch} is under way")
+
+    # --- what an event replaces -----------------------------------------------------------------
+
+    def completed(self, event: Event) -> Event:
+        """The event with what it replaces filled in (undo reads it); before it is applied."""
+        match event:
+            case DotRenamed():
+                row = self._one("SELECT namespace, name FROM dots WHERE dot = ?", event.dot)
+                return replace(event, old=row)
+            case DotDeleted():
+                is_current = self._one(
+                    "SELECT 1 FROM meta WHERE key = 'current_dot' AND value = ?", event.dot
+                )
+                tree = self._tree(event.dot)
+                return replace(event, was_current=bool(is_current), old_tree=tree)
+            case CurrentDotSwitched():
+                row = self._one("SELECT value FROM meta WHERE key = 'current_dot'")
+                return replace(event, old=row[0] if row else None)
+            case HeadSwitched():
+                row = self._one("SELECT head FROM dots WHERE dot = ?", event.dot)
+                return replace(event, old=row[0] if row else None)
+            case RefChanged():
+                row = self._one(
+                    "SELECT r.origin FROM refs r JOIN dots d ON d.number = r.dot "
+                    "WHERE d.dot = ? AND r.name = ?",
+                    event.dot,
+                    event.name,
+                )
+                return replace(event, old_origin=row[0] if row else None)
+            case WorkingSaved() | WorkingDropped():
+                row = self._one(
+                    "SELECT w.target FROM working w JOIN dots d ON d.number = w.dot "
+                    "WHERE d.dot = ? AND w.branch = ?",
+                    event.dot,
+                    event.branch,
+                )
+                return replace(event, old=self._id(row[0]) if row else None)
+            case TreeDetached():
+                return replace(event, old=self._tree(event.dot))
+            case RemoteRemoved():
+                return self._completed_removal(event)
+            case ConflictResolved():
+                row = self._one(
+                    "SELECT c.resolved, c.detail FROM conflicts c JOIN dots d "
+                    "ON d.number = c.dot WHERE d.dot = ? AND c.branch = ? AND c.path = ?",
+                    event.dot,
+                    event.branch,
+                    event.path,
+                )
+                how, detail = (row[0] or "open", row[1]) if row else (None, b"")
+                return replace(event, old_how=how, old_detail=detail)
+            case MergeEnded():
+                row = self._one(
+                    "SELECT m.seq FROM merges m JOIN dots d ON d.number = m.dot "
+                    "WHERE d.dot = ? AND m.branch = ?",
+                    event.dot,
+                    event.branch,
+                )
+                return replace(event, started=row[0] if row else 0)
+            case UpstreamSet() | UpstreamRemoved():
+                row = self._one(
+                    "SELECT u.namespace, u.name FROM upstreams u JOIN dots d ON d.number = u.dot "
+                    "WHERE d.dot = ? AND u.remote = ?",
+                    event.dot,
+                    event.remote,
+                )
+                return replace(event, old=row)
+            case _:
+                return event
+
+    def _tree(self, dot: DotId) -> Tree | None:
+        row = self._db.execute(
+            "SELECT t.path, t.as_root, t.device, t.inode FROM trees t "
+            "JOIN dots d ON d.number = t.dot WHERE d.dot = ?",
+            (dot,),
+        ).fetchone()
+        if row is None:
+            return None
+        path, as_root, device, inode = row
+        return path, bool(as_root), int.from_bytes(device, "big"), int.from_bytes(inode, "big")
+
+    def _completed_removal(self, event: RemoteRemoved) -> RemoteRemoved:
+        row = self._db.execute(
+            "SELECT url, dm_command FROM remotes WHERE name = ?", (event.name,)
+        ).fetchone()
+        if row is None:
+            return event
+        upstreams = self._db.execute(
+            "SELECT d.dot, u.namespace, u.name FROM upstreams u JOIN dots d ON d.number = u.dot "
+            "WHERE u.remote = ? ORDER BY d.dot",
+            (event.name,),
+        ).fetchall()
+        prefix = f"remote/{event.name}/"
+        refs = self._db.execute(
+            "SELECT d.dot, r.name, r.target FROM refs r JOIN dots d ON d.number = r.dot "
+            "WHERE substr(r.name, 1, ?) = ? AND r.target IS NOT NULL ORDER BY d.dot, r.name",
+            (len(prefix), prefix),
+        ).fetchall()
+        targets = [(dot, name, self._id(target)) for dot, name, target in refs]
+        return replace(
+            event,
+            old_url=row[0],
+            old_dm_command=row[1],
+            old_upstreams=tuple(upstreams),
+            old_refs=tuple((dot, name, oid) for dot, name, oid in targets if oid is not None),
+        )
+
     # --- applying -------------------------------------------------------------------------------
 
     def apply(self, seq: int, event: Event) -> None:
@@ -351,6 +499,20 @@ class Projection:
                 )
             case CommitsAdded():
                 self._add_commits(seq, event)
+            case CommitsListed():
+                self._add_commits(seq, event)
+            case CommitsThinned():
+                self._thin_commits(event)
+            case DotScopeSet():
+                number = self._dot(event.dot)
+                db.execute("DELETE FROM scopes WHERE dot = ?", (number,))
+                if event.subdots is not None:
+                    db.execute("INSERT INTO scopes VALUES (?, ?)", (number, encode(event.subdots)))
+            case SignatureAdded():
+                db.execute(
+                    "INSERT OR IGNORE INTO signatures VALUES (?, ?, ?, ?)",
+                    (self._dot(event.dot), event.target, event.signature, seq),
+                )
             case RefChanged():
                 self._change_ref(seq, event)
             case BranchRenamed():
@@ -380,6 +542,16 @@ class Projection:
                     "DELETE FROM switches WHERE dot = ? AND branch = ?", (number, event.branch)
                 )
                 db.execute("UPDATE trees SET branch = ? WHERE dot = ?", (event.branch, number))
+            case MergeStarted():
+                self._start_merge(seq, event)
+            case ConflictResolved():
+                self._resolve_conflict(event)
+            case MergeEnded():
+                number = self._dot(event.dot)
+                for table in ("merges", "conflicts"):
+                    db.execute(
+                        f"DELETE FROM {table} WHERE dot = ? AND branch = ?", (number, event.branch)
+                    )
             case RemoteAdded():
                 db.execute(
                     "INSERT INTO remotes VALUES (?, ?, ?)",
@@ -394,6 +566,18 @@ class Projection:
                     "INSERT OR REPLACE INTO upstreams VALUES (?, ?, ?, ?)",
                     (self._dot(event.dot), event.remote, event.namespace, event.name),
                 )
+            case UpstreamRemoved():
+                db.execute(
+                    "DELETE FROM upstreams WHERE dot = ? AND remote = ?",
+                    (self._dot(event.dot), event.remote),
+                )
+            case UndoApplied():
+                if event.is_redo:
+                    db.execute("DELETE FROM undone WHERE operation = ?", (event.operation,))
+                else:
+                    db.execute(
+                        "INSERT OR REPLACE INTO undone VALUES (?, ?)", (event.operation, seq)
+                    )
             case RemoteObserved():
                 db.execute(
                     "INSERT OR REPLACE INTO observed VALUES (?, ?, ?, ?, ?)",
@@ -451,6 +635,10 @@ class Projection:
             "trees",
             "switches",
             "upstreams",
+            "scopes",
+            "signatures",
+            "merges",
+            "conflicts",
             "missing_commits",
             "commits",
         ):
@@ -460,26 +648,43 @@ class Projection:
 
     # --- commits --------------------------------------------------------------------------------
 
-    def _add_commits(self, seq: int, event: CommitsAdded) -> None:
+    def _add_commits(self, seq: int, event: CommitsAdded | CommitsListed) -> None:
         number = self._dot(event.dot)
         row = self._one("SELECT value FROM meta WHERE key = 'next_rid'")
-        rid = int(str(row[0])) if row else 1
+        rid = int(row[0]) if row else 1
         # Each listed commit uses up a rid, known already or not, so that a replay without the
         # payloads of purged dots numbers the others alike.
         self.set_meta("next_rid", rid + len(event.commits))
         if event.dot in self._purged:
             return
-        capture = encode(event.capture) if event.capture else None
+        is_complete = isinstance(event, CommitsAdded)
+        capture = None
+        if isinstance(event, CommitsAdded) and event.capture:
+            capture = encode(event.capture)
         nodes: dict[ObjectId, _Node] = {}
         for commit_rid, commit in enumerate(event.commits, rid):
-            if self._node(number, commit) is None:
+            known = self._node(number, commit)
+            if known is None:
                 self._add_commit(number, commit_rid, event, seq, commit, capture, nodes)
+            elif is_complete:
+                self._db.execute("UPDATE commits SET is_hollow = 0 WHERE rid = ?", (known[0],))
+
+    def _thin_commits(self, event: CommitsThinned) -> None:
+        if event.dot in self._purged:
+            return
+        number = self._dot(event.dot)
+        for commit in event.commits:
+            node = self._node(number, commit)
+            if node is not None:
+                self._db.execute("UPDATE commits SET is_hollow = 1 WHERE rid = ?", (node[0],))
+                # Deltas of commits whose parent is hollow could not be computed again.
+                self._db.execute("DELETE FROM commit_deltas WHERE rid = ?", (node[0],))
 
     def _add_commit(
         self,
         number: int,
         rid: int,
-        event: CommitsAdded,
+        event: CommitsAdded | CommitsListed,
         seq: int,
         commit: ObjectId,
         capture: bytes | None,
@@ -509,7 +714,7 @@ class Projection:
         node = self._place(rid, parents)
         nodes[commit] = node
         self._db.execute(
-            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 rid,
                 number,
@@ -519,6 +724,7 @@ class Projection:
                 parents[0][0] if parents else None,
                 node[3],
                 int(len(parents) > 1),
+                int(isinstance(event, CommitsListed)),
             ),
         )
         self._db.execute(
@@ -607,7 +813,7 @@ class Projection:
         self._db.execute("UPDATE refs SET origin = ? WHERE dot = ? AND origin = ?", names)
         self._db.execute("UPDATE dots SET head = ? WHERE number = ? AND head = ?", names)
         self._db.execute("UPDATE trees SET branch = ? WHERE dot = ? AND branch = ?", names)
-        for table in ("working", "switches"):
+        for table in ("working", "switches", "merges", "conflicts"):
             self._db.execute(
                 f"DELETE FROM {table} WHERE dot = ? AND branch = ?", (number, event.new)
             )
@@ -623,6 +829,42 @@ class Projection:
         self._db.execute(
             "INSERT INTO trees VALUES (?, ?, ?, ?, ?, ?)",
             (number, event.path, int(event.as_root), device, inode, head),
+        )
+
+    def _start_merge(self, seq: int, event: MergeStarted) -> None:
+        number = self._dot(event.dot)
+        self._db.execute(
+            "INSERT INTO merges VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                number,
+                event.branch,
+                event.kind,
+                event.ours,
+                event.theirs,
+                encode(event.bases),
+                event.snapshot,
+                encode(event.parents),
+                event.message,
+                seq,
+            ),
+        )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO conflicts VALUES (?, ?, ?, ?, ?, NULL)",
+            [(number, event.branch, *conflict) for conflict in event.conflicts],
+        )
+
+    def _resolve_conflict(self, event: ConflictResolved) -> None:
+        key = (self._dot(event.dot), event.branch, event.path)
+        if event.how == "open":
+            self._db.execute(
+                "UPDATE conflicts SET resolved = NULL, detail = ? "
+                "WHERE dot = ? AND branch = ? AND path = ?",
+                (event.detail, *key),
+            )
+            return
+        self._db.execute(
+            "UPDATE conflicts SET resolved = ? WHERE dot = ? AND branch = ? AND path = ?",
+            (event.how, *key),
         )
 
     def _start_switch(self, seq: int, event: TreeSwitchStarted) -> None:

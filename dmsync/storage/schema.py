@@ -13,7 +13,7 @@ from blake3 import blake3
 from dmsync.core.encoding import encode
 from dmsync.errors import StorageFailed, StorageFull
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_MS: Final = 5000
 """Only recovery and closing of the WAL by another process ever make a statement wait."""
 
@@ -51,7 +51,8 @@ CREATE TABLE commits (
     first_parent_depth INTEGER NOT NULL,
     first_parent INTEGER REFERENCES commits,
     jump INTEGER NOT NULL REFERENCES commits,
-    is_merge INTEGER NOT NULL
+    is_merge INTEGER NOT NULL,
+    is_hollow INTEGER NOT NULL
 );
 CREATE INDEX commits_by_key ON commits (dot, substr(id, 1, 8));
 CREATE TABLE parents (
@@ -68,6 +69,37 @@ CREATE TABLE commit_payloads (
     payload BLOB NOT NULL
 );
 CREATE TABLE commit_deltas (rid INTEGER PRIMARY KEY REFERENCES commits, delta BLOB NOT NULL);
+CREATE TABLE signatures (
+    dot INTEGER NOT NULL REFERENCES dots,
+    target BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (dot, target, signature)
+) WITHOUT ROWID;
+CREATE TABLE scopes (dot INTEGER PRIMARY KEY REFERENCES dots, subdots BLOB NOT NULL);
+CREATE TABLE merges (
+    dot INTEGER NOT NULL REFERENCES dots,
+    branch TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    ours BLOB NOT NULL,
+    theirs BLOB NOT NULL,
+    bases BLOB NOT NULL,
+    snapshot BLOB NOT NULL,
+    parents BLOB NOT NULL,
+    message TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (dot, branch)
+) WITHOUT ROWID;
+CREATE TABLE conflicts (
+    dot INTEGER NOT NULL REFERENCES dots,
+    branch TEXT NOT NULL,
+    path BLOB NOT NULL,
+    reason TEXT NOT NULL,
+    detail BLOB NOT NULL,
+    resolved TEXT,
+    PRIMARY KEY (dot, branch, path)
+) WITHOUT ROWID;
+CREATE TABLE undone (operation INTEGER PRIMARY KEY, by_seq INTEGER NOT NULL);
 CREATE TABLE missing_commits (
     dot INTEGER NOT NULL REFERENCES dots,
     id BLOB NOT NULL,

@@ -11,8 +11,6 @@ from dmsync.surfaces.cli.commit import WARNINGS_EXIT
 from dmsync.surfaces.cli.interrupts import INTERRUPTED_EXIT
 
 ROOT = Path(__file__).parent.parent.parent
-UNUSED_YET = {15}
-"""Merge conflict: kept for the command that will merge."""
 
 
 def error_classes() -> list[type[errors.DmError]]:
@@ -55,4 +53,4 @@ def test_readme_lists_the_exit_codes_in_use() -> None:
     clauses = " ".join(paragraph[1].split()).split("; ")
     told = {int(match[1]) for clause in clauses if (match := re.match(r"(\d+) \w", clause))}
     used = {0, WARNINGS_EXIT, INTERRUPTED_EXIT} | {cls.exit_code for cls in error_classes()}
-    assert told - UNUSED_YET == used
+    assert told == used
