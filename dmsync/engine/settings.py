@@ -12,12 +12,28 @@ def _log(message: str) -> None:
 
 
 @dataclass(frozen=True)
+class DriverCommand:
+    """A command of the user's own configuration that compares or merges files of one format.
+
+    `patterns` are shell patterns of paths (`*.json`, `__default__/state/*`). Never from a remote.
+    """
+
+    name: str
+    command: str
+    patterns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class EngineSettings:
     """Choices of one invocation.
 
     `author` goes into commits, `actor` into the event log, `namespace` is where unqualified dot
     names live ("" is shown as nothing), `lock_wait_s` bounds how long a busy store is waited for,
     `hooks` maps a dot's written name to its commands, `say` tells the user what happened besides.
+    `merge_units` are patterns of directories that are merged as one thing or not at all, besides
+    those that engine/merging recognises. `signing_key` is a private key file or a public one whose
+    private half an agent holds; `allowed_signers` the file of ssh-keygen(1) that says whose
+    signatures count.
     """
 
     author: str
@@ -26,3 +42,8 @@ class EngineSettings:
     lock_wait_s: float = 10.0
     hooks: Mapping[str, HookCommands] = field(default_factory=dict)
     say: Callable[[str], None] = _log
+    diff_drivers: tuple[DriverCommand, ...] = ()
+    merge_drivers: tuple[DriverCommand, ...] = ()
+    merge_units: tuple[str, ...] = ()
+    signing_key: str | None = None
+    allowed_signers: str | None = None
