@@ -86,6 +86,15 @@ class ContentAbsent(NotFound):
 
     code = "content-absent"
 
+    @classmethod
+    def of_commit(cls, commit: bytes) -> "ContentAbsent":
+        """For whoever reads a commit, or gives it a name, whose content is not here."""
+        return cls(
+            f"the content of commit {commit.hex()[:12]} is not here, only its record",
+            hint="dm fetch REMOTE --deepen N or --unshallow brings it, if the remote has it",
+            commit=commit.hex(),
+        )
+
 
 class AlreadyExists(DmError):
     code = "exists"
@@ -239,6 +248,18 @@ class BadSignature(DmError):
     """A signature that does not fit, or whose key is not allowed."""
 
     code = "bad-signature"
+
+
+class SigningFailed(DmError):
+    """No signature could be made: no key, no passphrase, or the agent declined."""
+
+    code = "signing"
+
+
+class DriverFailed(DmError):
+    """A diff or merge command of the user's configuration failed, or took too long."""
+
+    code = "driver"
 
 
 class WouldLose(DmError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dmsync.core.encoding import encode
 from dmsync.core.ids import Kind, ObjectId, object_id
-from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind, Layout
+from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind, Layout, Tag
 from dmsync.core.pages import DIRECTORY, MANIFEST, ZERO_RUN, Child, Page, Span, encode_page
 
 TARGET = Path(__file__).resolve().parent.parent / "protocol" / "vectors" / "objects"
@@ -33,6 +33,8 @@ def accepted() -> dict[str, tuple[str, Kind, bytes]]:
         -90, "first\n\nlonger, ünïcode", (("apples", "green"), ("empty", "")),
         ((0, "root"), (1000, "ada")), ((0, "root"),),
     )  # fmt: skip
+    tag = Tag(ID, "v1.0-rc_2", "Ada <a@example.org>", 1_790_000_000_000_000_001, 120,
+              "release\n\nünïcode", ((2, b"kept"),))  # fmt: skip
     return {
         "chunk-empty": ("no bytes", Kind.CHUNK, b""),
         "chunk": ("a chunk is its bytes", Kind.CHUNK, b"hello"),
@@ -46,6 +48,8 @@ def accepted() -> dict[str, tuple[str, Kind, bytes]]:
         "commit-root": ("no parents, empty tree", Kind.COMMIT,
                         Commit(ROOT_ENTRY, (), "a", "a", 0, 0, "").to_bytes()),
         "commit": ("every field", Kind.COMMIT, commit.to_bytes()),
+        "tag": ("every field", Kind.TAG, tag.to_bytes()),
+        "tag-least": ("the least a tag may hold", Kind.TAG, Tag(ID, "v", "", 0, 0, "").to_bytes()),
     }  # fmt: skip
 
 
@@ -88,6 +92,21 @@ def refused() -> dict[str, tuple[str, Kind, bytes]]:
         "refused-commit-metadata": ("metadata not sorted", Kind.COMMIT,
                                     Commit(ROOT_ENTRY, (), "a", "a", 0, 0, "",
                                            (("b", ""), ("a", ""))).to_bytes()),
+        "refused-tag-version": ("a tag of version 2", Kind.TAG, encode((2, *(None,) * 7))),
+        "refused-tag-name": ("a name that means a range", Kind.TAG,
+                             Tag(ID, "a..b", "a", 0, 0, "").to_bytes()),
+        "refused-tag-name-slash": ("a name with a slash", Kind.TAG,
+                                   Tag(ID, "a/b", "a", 0, 0, "").to_bytes()),
+        "refused-tag-target": ("no target", Kind.TAG,
+                               encode((1, None, "v", "a", 0, 0, "", ()))),
+        "refused-tag-short-target": ("a target of 31 bytes", Kind.TAG,
+                                     encode((1, bytes(31), "v", "a", 0, 0, "", ()))),
+        "refused-tag-offset": ("an offset of more than a day", Kind.TAG,
+                               Tag(ID, "v", "a", 0, 1441, "").to_bytes()),
+        "refused-tag-extension": ("an unknown critical extension", Kind.TAG,
+                                  Tag(ID, "v", "a", 0, 0, "", ((3, b""),)).to_bytes()),
+        "refused-tag-trailing": ("bytes after the value", Kind.TAG,
+                                 Tag(ID, "v", "a", 0, 0, "").to_bytes() + b"\0"),
     }  # fmt: skip
 
 

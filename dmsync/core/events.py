@@ -58,6 +58,8 @@ Tree = tuple[bytes, bool, int, int]
 """An attached directory: path, as_root, device, inode."""
 Conflict = tuple[bytes, str, bytes]
 """Path, reason, and what the driver that found it recorded (engine/merging says how)."""
+Resolution = tuple[bytes, str, bytes]
+"""Path, how (`open`: in part), and what is recorded of the conflict now."""
 
 # `old` in the events below is what the event replaced; Transaction.append fills it in, so that
 # undo needs the operation alone. It is None in logs written before it was recorded.
@@ -173,6 +175,7 @@ class DotScopeSet:
 
     dot: DotId
     subdots: tuple[str, ...] | None
+    old: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +203,16 @@ class RefChanged:
 
 @dataclass(frozen=True, slots=True)
 class BranchRenamed:
+    """The branch with its reflog, its working snapshot and its managed tree: a tree whose rename
+    a kill prevented follows when the dot is next changed.
+
+    `strays`: refs whose origin was a former branch called `new`.
+    """
+
     dot: DotId
     old: str
     new: str
+    strays: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,12 +308,14 @@ class ConflictResolved:
 
 @dataclass(frozen=True, slots=True)
 class MergeEnded:
-    """`started` is the sequence number of the MergeStarted that this ends."""
+    """`started` is the sequence number of the MergeStarted that this ends; `resolutions` are the
+    conflicts decided since, at least in part: path, how, detail."""
 
     dot: DotId
     branch: str
     outcome: str
     started: int = 0
+    resolutions: tuple[Resolution, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -578,12 +590,15 @@ def _fields(*checks: _Check) -> _Check:
     return check
 
 
-def _texts(value: Any) -> Any:
-    if type(value) is not tuple or len(value) > SUMMARY_PAIRS_MAX:
-        raise BadObject("event: not a list of texts")
-    for text in value:
-        _text(text)
-    return value
+def _texts_up_to(most: int) -> _Check:
+    def check(value: Any) -> Any:
+        if type(value) is not tuple or len(value) > most:
+            raise BadObject("event: not a list of texts")
+        for text in value:
+            _text(text)
+        return value
+
+    return check
 
 
 def _message(value: Any) -> Any:
@@ -613,8 +628,14 @@ _object_id: Final = _fixed(ID_BYTES)
 _dot: Final = _fixed(DOT_ID_BYTES)
 _unique_id: Final = _fixed(UNIQUE_ID_BYTES)
 _names: Final = _optional(_fields(_text, _text))
+_texts: Final = _texts_up_to(SUMMARY_PAIRS_MAX)
 _tree: Final = _optional(_fields(_path, _flag, _uint64, _uint64))
 _conflicts: Final = _array_of(_path, _text, _bounded(CONFLICT_DETAIL_BYTES_MAX), most=CONFLICTS_MAX)
+_how: Final = _choice("ours", "theirs", "base", "as-is", "open")
+_resolutions: Final = _array_of(
+    _path, _how, _bounded(CONFLICT_DETAIL_BYTES_MAX), most=CONFLICTS_MAX
+)
+_refs: Final = _texts_up_to(COMMITS_MAX)
 
 # type number, version written, checks in the order of the fields. Numbers are never reused.
 _TYPES: Final[dict[type, tuple[int, int, tuple[_Check, ...]]]] = {
@@ -642,10 +663,10 @@ _TYPES: Final[dict[type, tuple[int, int, tuple[_Check, ...]]]] = {
             _optional(_text),
         ),
     ),
-    BranchRenamed: (22, 1, (_dot, _text, _text)),
+    BranchRenamed: (22, 2, (_dot, _text, _text, _refs)),
     CommitsListed: (23, 1, (_dot, _object_ids, _optional(_unique_id))),
     CommitsThinned: (24, 1, (_dot, _object_ids, _text)),
-    DotScopeSet: (25, 1, (_dot, _optional(_texts))),
+    DotScopeSet: (25, 2, (_dot, _optional(_texts), _optional(_texts))),
     SignatureAdded: (26, 1, (_dot, _object_id, _bounded(SIGNATURE_BYTES_MAX))),
     WorkingSaved: (30, 2, (_dot, _text, _object_id, _text, _optional(_object_id))),
     WorkingDropped: (31, 2, (_dot, _text, _optional(_object_id))),
@@ -680,13 +701,13 @@ _TYPES: Final[dict[type, tuple[int, int, tuple[_Check, ...]]]] = {
             _dot,
             _text,
             _path,
-            _choice("ours", "theirs", "base", "as-is", "open"),
+            _how,
             _bounded(CONFLICT_DETAIL_BYTES_MAX),
-            _optional(_choice("ours", "theirs", "base", "as-is", "open")),
+            _optional(_how),
             _bounded(CONFLICT_DETAIL_BYTES_MAX),
         ),
     ),
-    MergeEnded: (38, 1, (_dot, _text, _choice(*MERGE_OUTCOMES), _uint63)),
+    MergeEnded: (38, 2, (_dot, _text, _choice(*MERGE_OUTCOMES), _uint63, _resolutions)),
     RemoteAdded: (40, 1, (_text, _text, _optional(_text))),
     RemoteRemoved: (
         41,
@@ -722,10 +743,13 @@ _UPCASTS: Final[dict[tuple[int, int], Callable[[tuple[Any, ...]], tuple[Any, ...
     (15, 1): _appending(None),
     (16, 1): _appending(None),
     (21, 1): _appending(None),
+    (22, 1): _appending(()),
+    (25, 1): _appending(None),
     (30, 1): _appending(None),
     (31, 1): _appending(None),
     (33, 1): _appending(None),
     (34, 1): _appending(0),
+    (38, 1): _appending(()),
     (41, 1): _appending(None, None, (), ()),
     (43, 1): _appending(None),
 }

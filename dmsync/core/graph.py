@@ -5,8 +5,8 @@ a commit is reached after all its descendants: what is known about it then is fi
 pass is needed, which is what date order and breadth-first order get wrong (lakeFS #1948).
 """
 
-from collections.abc import Iterable, Iterator
-from heapq import heappop, heappush
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
 from typing import Final, Protocol
 
 from dmsync.core.ids import ObjectId
@@ -173,3 +173,45 @@ def nth_first_parent(view: GraphView, commit: ObjectId, count: int) -> ObjectId 
             further, further_depth = view.parents(commit)[0], depth - 1
         commit, depth = further, further_depth
     return commit
+
+
+def descending(
+    view: GraphView,
+    tips: Iterable[ObjectId],
+    follow: Callable[[ObjectId], Iterable[ObjectId]] | None = None,
+    rank: Callable[[ObjectId], int] | None = None,
+) -> Iterator[ObjectId]:
+    """Commits reachable from `tips`, each once, children before parents.
+
+    The order is `rank` descending, then id; a commit's rank is greater than its parents', by
+    default it is the generation. `follow` names the parents to go on to, all by default. Reads
+    only as far as it is asked.
+    """
+    next_of = view.parents if follow is None else follow
+    rank_of = view.generation if rank is None else rank
+    seen = set(tips)
+    queue = [(-rank_of(tip), tip) for tip in seen]
+    heapify(queue)
+    while queue:
+        _, commit = heappop(queue)
+        yield commit
+        for parent in next_of(commit):
+            if parent not in seen:
+                seen.add(parent)
+                heappush(queue, (-rank_of(parent), parent))
+
+
+def reaching_tips(view: GraphView, tips: Sequence[ObjectId]) -> Iterator[tuple[ObjectId, int]]:
+    """As `descending`, each commit with a bit mask of the tips that reach it: one walk for all.
+
+    Bit n stands for tips[n]; of equal tips each has its bit.
+    """
+    masks: dict[ObjectId, int] = {}
+    for number, tip in enumerate(tips):
+        masks[tip] = masks.get(tip, 0) | 1 << number
+    for commit in descending(view, list(masks)):
+        # All descendants came before: the mask is complete.
+        mask = masks.pop(commit)
+        yield commit, mask
+        for parent in view.parents(commit):
+            masks[parent] = masks.get(parent, 0) | mask

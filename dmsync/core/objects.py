@@ -1,4 +1,4 @@
-"""Entries and commits: the values a dot's history is made of (protocol/OBJECTS.md 3 and 5).
+"""Entries, commits and tags: the values a dot's history is made of (protocol/OBJECTS.md 3, 5, 6).
 
 Everything decoded here may come from a hostile peer: each decoder bounds and checks every field
 and raises BadObject; nothing unsafe survives decoding.
@@ -9,8 +9,9 @@ from enum import IntEnum
 from typing import Any, Final
 
 from dmsync.core.encoding import decode, encode
-from dmsync.core.ids import ID_BYTES, ObjectId
-from dmsync.errors import BadObject
+from dmsync.core.ids import ID_BYTES, Kind, ObjectId
+from dmsync.core.names import check_tag_name
+from dmsync.errors import BadObject, InvalidName
 
 NAME_BYTES_MAX: Final = 255
 LINK_TARGET_BYTES_MAX: Final = 4095
@@ -379,3 +380,72 @@ def _names(value: Any) -> tuple[tuple[int, str], ...]:
         previous = _integer(number, previous + 1, _UINT32, "name table id")
         _text(name, 256, "name table name")
     return value
+
+
+# --- tags and what is signed ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """An annotated tag: a name given to the commit `target`, by whom, when and why.
+
+    Times as in a Commit. A tag names a commit, never another tag.
+    """
+
+    target: ObjectId
+    name: str
+    tagger: str
+    time_ns: int
+    offset_minutes: int
+    message: str
+    extensions: tuple[tuple[int, bytes], ...] = field(default=())
+
+    def to_bytes(self) -> bytes:
+        return encode(
+            (
+                1,
+                self.target,
+                self.name,
+                self.tagger,
+                self.time_ns,
+                self.offset_minutes,
+                self.message,
+                self.extensions,
+            )
+        )
+
+
+def tag_from_bytes(data: bytes, *, trusted: bool = False) -> Tag:
+    """Decode and check a tag. Raises BadObject."""
+    value = _array(decode(data, trusted=trusted), 8, "tag")
+    if type(value[0]) is not int or value[0] != 1:
+        raise BadObject(f"tag version {value[0]!r:.40} is not understood")
+    target = _optional_id(value[1], "tag target")
+    if target is None:
+        raise BadObject("a tag's target is missing")
+    return Tag(
+        target=target,
+        name=_tag_name(value[2]),
+        tagger=_text(value[3], PERSON_BYTES_MAX, "tagger"),
+        time_ns=_integer(value[4], -_INT64, _INT64, "time"),
+        offset_minutes=_integer(value[5], -1440, 1441, "offset"),
+        message=_text(value[6], MESSAGE_BYTES_MAX, "message"),
+        extensions=_extensions(value[7], "tag"),
+    )
+
+
+def _tag_name(value: Any) -> str:
+    if type(value) is not str:
+        raise BadObject("tag name is not text")
+    try:
+        return check_tag_name(value)
+    except InvalidName as exc:
+        raise BadObject(exc.message) from exc
+
+
+def signed_message(kind: Kind, oid: ObjectId) -> bytes:
+    """The text that a signature of a commit or tag signs (protocol/OBJECTS.md 7)."""
+    return f"dm {_SIGNED[kind]} {oid.hex()}\n".encode("ascii")
+
+
+_SIGNED: Final = {Kind.COMMIT: "commit", Kind.TAG: "tag"}

@@ -1,6 +1,8 @@
-"""The syntax of revisions, parsed into values (README, "Revisions"); engine/history resolves them.
+"""The syntax of revisions, parsed into values (README, "Revisions"); engine/revision_lookup
+resolves them.
 
-HEAD  @  branch  tag  remote/branch  id  X^  X^n  X~n  X@{n}  X@{time}  X@{u}  A..B  A...B
+HEAD  @  branch  tag  remote/branch  stash/name  id  @{-n}  :/text
+X^  X^n  X~n  X@{n}  X@{time}  X@{u}  X^{}  X^{commit}  A..B  A...B
 """
 
 import re
@@ -21,7 +23,7 @@ HEAD: Final = "HEAD"
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """`^n`: the n-th parent, 1 the first; 0 the commit itself."""
+    """`^n`: the n-th parent, 1 the first; 0 (also `^{}`, `^{commit}`) the commit itself."""
 
     number: int
 
@@ -52,15 +54,28 @@ class Upstream:
     """`@{u}`: the remote branch that the branch follows."""
 
 
-Step = Parent | Ancestor | ReflogEntry | ReflogTime | Upstream
+@dataclass(frozen=True, slots=True)
+class BranchBefore:
+    """`@{-n}`: the branch checked out n checkouts ago; only the first step after HEAD."""
+
+    count: int
+
+
+Step = Parent | Ancestor | ReflogEntry | ReflogTime | Upstream | BranchBefore
 
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One commit: `base` is `HEAD` or a name or id as written, then steps from left to right."""
+    """One commit: `base` is `HEAD`, `:/text` or a name or id as written, then steps from left to
+    right."""
 
     base: str
     steps: tuple[Step, ...] = ()
+
+    @property
+    def message_text(self) -> str | None:
+        """The text of `:/text`; None for any other base."""
+        return self.base[2:] if self.base.startswith(_MESSAGE) else None
 
     @property
     def is_head(self) -> bool:
@@ -81,9 +96,15 @@ class Range:
     symmetric: bool = False
 
 
+_MESSAGE: Final = ":/"
 _BASE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*", re.ASCII)
 _ID_PREFIX: Final = re.compile(r"[0-9a-fA-F]{4,64}", re.ASCII)
-_STEP: Final = re.compile(r"\^([0-9]*)|~([0-9]*)|@\{([^{}]*)\}", re.ASCII)
+_STEP: Final = re.compile(
+    r"\^(?P<itself>\{(?:commit)?\})|\^(?P<parent>[0-9]*)|~(?P<ancestor>[0-9]*)"
+    r"|@\{(?P<inside>[^{}]*)\}",
+    re.ASCII,
+)
+_BEFORE: Final = re.compile(r"-([0-9]+)", re.ASCII)
 _AGO: Final = re.compile(
     r"([0-9]{1,9})[ .]?(second|minute|hour|day|week|month|year)s?[ .]ago", re.ASCII
 )
@@ -108,9 +129,15 @@ def _count(text: str, digits: str) -> int:
     return int(digits)
 
 
-def _at_step(text: str, inside: str) -> Step:
+def _at_step(text: str, inside: str, *, is_first: bool) -> Step:
     if inside in ("u", "upstream"):
         return Upstream()
+    before = _BEFORE.fullmatch(inside)
+    if before is not None:
+        count = _count(text, before[1])
+        if not is_first or count == 0:
+            raise _bad(text, "@{-1} and so on stand at the beginning, and count from 1")
+        return BranchBefore(count)
     if not inside.strip():
         raise _bad(text, "nothing between the braces")
     if inside.isascii() and inside.isdigit():
@@ -123,21 +150,30 @@ def parse_revision(text: str) -> Revision:
     """Parse one revision (no range, no path). Raises UsageError."""
     if len(text) > REVISION_CHARACTERS_MAX:
         raise _bad(text, "it is too long")
+    if text.startswith(_MESSAGE):
+        return _parse_message(text)
     base, position = _parse_base(text)
     steps: list[Step] = []
     while position < len(text):
         match = _STEP.match(text, position)
         if match is None or len(steps) >= STEPS_MAX:
             raise _bad(text, f"cannot read {shown(text[position:])}")
-        parent, ancestor, inside = match.groups()
-        if parent is not None:
-            steps.append(Parent(_count(text, parent or "1")))
-        elif ancestor is not None:
-            steps.append(Ancestor(_count(text, ancestor or "1")))
+        if match["itself"] is not None:
+            steps.append(Parent(0))
+        elif match["parent"] is not None:
+            steps.append(Parent(_count(text, match["parent"] or "1")))
+        elif match["ancestor"] is not None:
+            steps.append(Ancestor(_count(text, match["ancestor"] or "1")))
         else:
-            steps.append(_at_step(text, inside))
+            steps.append(_at_step(text, match["inside"], is_first=position == 0))
         position = match.end()
     return Revision(base, tuple(steps))
+
+
+def _parse_message(text: str) -> Revision:
+    if not text.removeprefix(_MESSAGE).strip():
+        raise _bad(text, "no text to look for")
+    return Revision(text)
 
 
 def _parse_base(text: str) -> tuple[str, int]:
@@ -156,7 +192,12 @@ def _parse_base(text: str) -> tuple[str, int]:
 
 
 def parse_revision_or_range(text: str) -> Revision | Range:
-    """Parse a revision, `A..B` or `A...B`; a side left out is HEAD. Raises UsageError."""
+    """Parse a revision, `A..B` or `A...B`; a side left out is HEAD. Raises UsageError.
+
+    All that follows `:/` is text to look for: it has no range.
+    """
+    if text.startswith(_MESSAGE):
+        return parse_revision(text)
     at = _outside_braces(text, "..")
     if at < 0:
         return parse_revision(text)
@@ -168,7 +209,10 @@ def parse_revision_or_range(text: str) -> Revision | Range:
 
 
 def split_path(text: str) -> tuple[Revision, str]:
-    """Parse `REV:PATH`; an empty PATH is the whole tree. Raises UsageError."""
+    """Parse `REV:PATH`; an empty PATH is the whole tree, an empty REV is HEAD. Raises UsageError.
+
+    The first colon ends REV, so `:/text` cannot be one here.
+    """
     at = _outside_braces(text, ":")
     if at < 0:
         raise _bad(text, "expected REVISION:PATH")

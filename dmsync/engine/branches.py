@@ -1,24 +1,28 @@
 """Branches: list, make, delete, rename, check out, reset."""
 
+from collections import Counter
 from dataclasses import dataclass
+from itertools import takewhile
 
 from dmsync.core.events import (
     BranchRenamed,
     Event,
     HeadSwitched,
+    MergeEnded,
     RefChanged,
     TreeSwitchFinished,
     WorkingDropped,
     WorkingSaved,
 )
-from dmsync.core.graph import ancestors_difference
+from dmsync.core.graph import ancestors_difference, descending, reaching_tips
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import check_branch_name
 from dmsync.engine import switching, trees
 from dmsync.engine.capture import Progress
 from dmsync.engine.differences import Change, tree_differences
-from dmsync.engine.history import resolve_revision
+from dmsync.engine.merging.state import refuse_merging
 from dmsync.engine.restore import RestoreResult
+from dmsync.engine.revision_lookup import resolve_revision
 from dmsync.engine.store import Store
 from dmsync.errors import AlreadyExists, NotFound, RevisionNotFound, UsageError, WouldLose
 from dmsync.storage.catalog import DotRow
@@ -26,13 +30,28 @@ from dmsync.storage.catalog import DotRow
 
 @dataclass(frozen=True)
 class BranchSummary:
-    """One branch; `commits` counts those reachable from its tip, `tip` is None when unborn."""
+    """One branch; `tip` is None when unborn, `commits` counts those reachable from it (None when
+    nobody asked)."""
 
     name: str
     tip: ObjectId | None
     current: bool
-    commits: int
+    commits: int | None
     origin: str | None
+
+
+@dataclass(frozen=True)
+class BranchFilter:
+    """Which branches to list, by revisions; all that are given must hold.
+
+    A branch contains a commit that its tip can reach, and is merged into one that can reach its
+    tip. An unborn branch passes no filter.
+    """
+
+    contains: str | None = None
+    lacks: str | None = None
+    merged_into: str | None = None
+    not_merged_into: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,41 +73,101 @@ class SwitchSummary:
     """Paths whose owner, setuid, capability or attributes were recorded but not applied."""
 
 
-def list_branches(store: Store, dot: DotRow) -> list[BranchSummary]:
-    """Branches by name; the unborn current one included."""
+def list_branches(
+    store: Store, dot: DotRow, wanted: BranchFilter | None = None, *, count: bool = False
+) -> list[BranchSummary]:
+    """Branches by name; the unborn current one included. `count` costs one walk of all history.
+
+    Raises as `resolve_revision`.
+    """
     head = store.catalog.head(dot.dot)
     rows = {row.short_name: row for row in store.catalog.branches(dot.dot)}
-    names = sorted({*rows, head})
+    tips = {name: row.target for name, row in rows.items()}
+    names = {*rows, head}
+    if wanted is not None:
+        names = _passing(store, dot, wanted, tips)
+    counts = _commit_counts(
+        store, dot.dot, {n: tips[n] for n in names if n in tips} if count else {}
+    )
     found = []
-    for name in names:
-        tip = rows[name].target if name in rows else None
-        commits = 0 if tip is None else commit_count(store, dot.dot, tip)
+    for name in sorted(names):
         origin = rows[name].origin if name in rows else None
-        found.append(BranchSummary(name, tip, name == head, commits, origin))
+        commits = counts.get(name, 0) if count else None
+        found.append(BranchSummary(name, tips.get(name), name == head, commits, origin))
     return found
+
+
+def _passing(
+    store: Store, dot: DotRow, wanted: BranchFilter, tips: dict[str, ObjectId]
+) -> set[str]:
+    names = set(tips)
+    if wanted.contains is not None:
+        names &= _containing(store, dot, wanted.contains, tips)
+    if wanted.lacks is not None:
+        names -= _containing(store, dot, wanted.lacks, tips)
+    if wanted.merged_into is not None:
+        names &= _merged(store, dot, wanted.merged_into, tips)
+    if wanted.not_merged_into is not None:
+        names -= _merged(store, dot, wanted.not_merged_into, tips)
+    return names
+
+
+def _containing(store: Store, dot: DotRow, revision: str, tips: dict[str, ObjectId]) -> set[str]:
+    """Branches that can reach the commit: one walk from all tips down to its generation."""
+    commit = resolve_revision(store, dot, revision)
+    graph = store.catalog.graph(dot.dot)
+    lowest = graph.generation(commit)
+    for found, mask in reaching_tips(graph, list(tips.values())):
+        if found == commit:
+            return {name for number, name in enumerate(tips) if mask >> number & 1}
+        if graph.generation(found) < lowest:
+            break
+    return set()
+
+
+def _merged(store: Store, dot: DotRow, revision: str, tips: dict[str, ObjectId]) -> set[str]:
+    """Branches whose tip the commit can reach: one walk from it down to the lowest tip."""
+    commit = resolve_revision(store, dot, revision)
+    graph = store.catalog.graph(dot.dot)
+    lowest = min(map(graph.generation, tips.values()), default=0)
+    reached = takewhile(lambda oid: graph.generation(oid) >= lowest, descending(graph, [commit]))
+    merged = set(tips.values()).intersection(reached)
+    return {name for name, tip in tips.items() if tip in merged}
+
+
+def _commit_counts(store: Store, dot: DotId, tips: dict[str, ObjectId]) -> dict[str, int]:
+    """Numbers of commits reachable from each tip: one walk for all. O(history)."""
+    graph = store.catalog.graph(dot)
+    by_mask = Counter(mask for _, mask in reaching_tips(graph, list(tips.values())))
+    return {
+        name: sum(count for mask, count in by_mask.items() if mask >> number & 1)
+        for number, name in enumerate(tips)
+    }
 
 
 def commit_count(store: Store, dot: DotId, tip: ObjectId) -> int:
     """Number of commits reachable from `tip`. O(history)."""
-    return sum(1 for _ in ancestors_difference(store.catalog.graph(dot), [tip], []))
+    return sum(1 for _ in descending(store.catalog.graph(dot), [tip]))
 
 
 def create_branch(store: Store, dot: DotRow, name: str, revision: str | None) -> ObjectId:
     """Make a branch at `revision` (default HEAD). Raises AlreadyExists, RevisionNotFound."""
-    tip = _start_point(store, dot, name, revision)
+    tip = start_point(store, dot, name, revision)
     with store.transaction("branch") as tx:
-        tx.append(_created(store, dot.dot, name, tip))
+        tx.append(branch_created(store, dot.dot, name, tip))
     return tip
 
 
-def _start_point(store: Store, dot: DotRow, name: str, revision: str | None) -> ObjectId:
+def start_point(store: Store, dot: DotRow, name: str, revision: str | None) -> ObjectId:
+    """Where the new branch `name` begins. Raises InvalidName, AlreadyExists, RevisionNotFound."""
     check_branch_name(name)
     if store.catalog.branch(dot.dot, name) is not None:
         raise AlreadyExists(f"Branch already exists: {name}")
     return resolve_revision(store, dot, revision or "HEAD")
 
 
-def _created(store: Store, dot: DotId, name: str, tip: ObjectId) -> RefChanged:
+def branch_created(store: Store, dot: DotId, name: str, tip: ObjectId) -> RefChanged:
+    """The event that makes a branch, stemming from the current one."""
     head = store.catalog.head(dot)
     return RefChanged(dot, f"branch/{name}", None, tip, "create", "branch created", origin=head)
 
@@ -117,6 +196,8 @@ def delete_branch(store: Store, dot: DotRow, name: str) -> tuple[ObjectId, str |
         if place is not None:
             saved = switching.save_working(store, dot.dot, place, "branch deletion", None)
         stash = _stash(store, dot, saved, "branch-deletion", events)
+        if store.catalog.merge(dot.dot, name) is not None:
+            events.append(MergeEnded(dot.dot, name, "aborted"))
         events.append(
             RefChanged(dot.dot, f"branch/{name}", row.target, None, "delete", "branch deleted")
         )
@@ -180,16 +261,17 @@ def checkout(
     is_attached = store.catalog.tree(dot.dot) is not None
     with switching.ready(store, dot.dot, progress, finish=not is_attached):
         head = store.catalog.head(dot.dot)
+        refuse_merging(store, dot.dot, head)
         pending = switching.pending_switch(store, dot.dot, head)
         events: list[Event] = []
         if create:
-            tip: ObjectId | None = _start_point(store, dot, branch, revision)
+            tip: ObjectId | None = start_point(store, dot, branch, revision)
             assert tip is not None
-            events.append(_created(store, dot.dot, branch, tip))
+            events.append(branch_created(store, dot.dot, branch, tip))
         else:
             if revision is not None:
                 raise UsageError("a start point goes with -b: dm checkout -b BRANCH REV")
-            tip = _existing_tip(store, dot, branch, head)
+            tip = existing_tip(store, dot, branch, head)
         target = store.catalog.working(dot.dot, branch) or tip
         if dry_run:
             return SwitchSummary(branch, tip, changes=_would_change(store, dot, head, target))
@@ -202,9 +284,10 @@ def checkout(
                 for event in events:
                     tx.append(event)
             switching.make_place(store, dot.dot, branch, progress)
+            switching.finish_switch(store, dot.dot, progress)
             return SwitchSummary(branch, tip)
         place = trees.require_place(store, dot.dot, head)
-        _accept_place(store, dot, place, accept_moved_tree)
+        accept_place(store, dot, place, accept_moved_tree)
         saved = None
         if pending is not None:
             switching.stash_found(store, dot.dot, pending, progress)
@@ -221,21 +304,23 @@ def checkout(
             target=target,
             events=events,
             command="checkout",
+            discarded=discard,
             trusted=trusted,
             in_use=in_use,
             progress=progress,
         )
-    return _switched(branch, tip, None, result)
+    return switched(branch, tip, None, result)
 
 
-def _accept_place(store: Store, dot: DotRow, place: trees.TreePlace, accept_moved: bool) -> None:
+def accept_place(store: Store, dot: DotRow, place: trees.TreePlace, accept_moved: bool) -> None:
     """Check that the attached directory is the recorded one, or take the one that is there."""
     if accept_moved:
         trees.record_moved(store, dot.dot, place)
     trees.check_place(store, dot.dot, place, accept_moved=accept_moved)
 
 
-def _existing_tip(store: Store, dot: DotRow, branch: str, head: str) -> ObjectId | None:
+def existing_tip(store: Store, dot: DotRow, branch: str, head: str) -> ObjectId | None:
+    """Tip of a branch to check out; only the current one may be unborn. Raises RevisionNotFound."""
     row = store.catalog.branch(dot.dot, branch)
     if row is None and branch != head:
         raise RevisionNotFound(
@@ -244,13 +329,14 @@ def _existing_tip(store: Store, dot: DotRow, branch: str, head: str) -> ObjectId
     return None if row is None else row.target
 
 
-def _switched(
+def switched(
     branch: str,
     commit: ObjectId | None,
     stash: str | None,
     result: RestoreResult | None,
     dropped: int = 0,
 ) -> SwitchSummary:
+    """What a switch did, told from the result of its restore."""
     if result is None:
         return SwitchSummary(branch, commit, dropped, stash)
     return SwitchSummary(
@@ -297,6 +383,7 @@ def reset(
 
     Raises:
         WouldLose: uncommitted changes would go and `hard` was not given.
+        MergeConflict: a merge is under way (which `hard` aborts).
         RevisionNotFound: no such commit.
     """
     with switching.ready(store, dot.dot, progress, finish=False):
@@ -310,16 +397,20 @@ def reset(
         if dry_run:
             changes = _would_change(store, dot, branch, target)
             return SwitchSummary(branch, target, dropped, changes=changes)
+        if not hard:
+            refuse_merging(store, dot.dot, branch)
         place = trees.place_of(store, dot.dot, branch)
         stash = None
         events: list[Event] = []
         if place is not None:
-            _accept_place(store, dot, place, accept_moved_tree)
+            accept_place(store, dot, place, accept_moved_tree)
             if not hard:
                 _refuse_uncommitted(store, dot, place, tip)
             if not discard:
                 saved = switching.save_working(store, dot.dot, place, "reset", progress)
                 stash = _stash(store, dot, saved, "reset", events)
+        if store.catalog.merge(dot.dot, branch) is not None:
+            events.append(MergeEnded(dot.dot, branch, "aborted"))
         if target != tip:
             events.append(
                 RefChanged(dot.dot, f"branch/{branch}", tip, target, "reset", f"reset {revision}")
@@ -331,11 +422,12 @@ def reset(
             target=target,
             events=events,
             command="reset",
+            discarded=discard,
             trusted=trusted,
             in_use=in_use,
             progress=progress,
         )
-    return _switched(branch, target, stash, result, dropped)
+    return switched(branch, target, stash, result, dropped)
 
 
 def _refuse_uncommitted(store: Store, dot: DotRow, place: trees.TreePlace, tip: ObjectId) -> None:

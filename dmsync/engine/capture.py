@@ -12,7 +12,7 @@ the recorded one is taken back.
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -68,7 +68,7 @@ from dmsync.engine.tree_scan import (
     is_socket,
     stat_of,
 )
-from dmsync.errors import BadObject
+from dmsync.errors import BadObject, CaptureFailed
 from dmsync.storage.stat_cache import (
     Remarks,
     Stat,
@@ -153,6 +153,7 @@ def capture_tree(
     stat_cache: StatCache | None,
     now_ns: int,
     root_metadata: bool = False,
+    scope: frozenset[bytes] | None = None,
     progress: Progress | None = None,
 ) -> CaptureResult:
     """Store the state of a live tree and return its root entry; nothing is committed.
@@ -160,13 +161,22 @@ def capture_tree(
     `base` is the root the tree was last committed or restored as (ROOT_ENTRY when there is none);
     `stat_cache` helps only when it was made for that root. `as_subdot`: the tree is that subdot
     of an otherwise empty root; None: the tree is the dot's root, whose own metadata is recorded
-    with `root_metadata`.
+    with `root_metadata`. With `scope` the tree holds these subdots only, and the others stay as in
+    `base`.
 
     Raises:
-        CaptureFailed: the tree cannot be walked. StorageFull, StorageFailed: from the writer.
+        CaptureFailed: the tree cannot be walked, or holds a subdot that is not in `scope`.
+        StorageFull, StorageFailed: from the writer.
     """
     capture = _TreeCapture(
-        tree_path, as_subdot, store, writer, base, root_metadata=root_metadata, progress=progress
+        tree_path,
+        as_subdot,
+        store,
+        writer,
+        base,
+        root_metadata=root_metadata,
+        scope=scope,
+        progress=progress,
     )
     try:
         return capture.run(stat_cache, now_ns)
@@ -183,6 +193,7 @@ def status_of_tree(
     stat_cache: StatCache | None,
     now_ns: int,
     root_metadata: bool = False,
+    scope: frozenset[bytes] | None = None,
     stop_at_change: bool = False,
     renames: bool = True,
 ) -> StatusResult:
@@ -191,7 +202,9 @@ def status_of_tree(
     Hashes only files whose stat does not vouch for them. With `stop_at_change` the list may end
     after the first change. Arguments and errors as for `capture_tree`.
     """
-    reading = _TreeStatus(tree_path, as_subdot, store, None, base, root_metadata=root_metadata)
+    reading = _TreeStatus(
+        tree_path, as_subdot, store, None, base, root_metadata=root_metadata, scope=scope
+    )
     try:
         return reading.run(stat_cache, now_ns, stop_at_change=stop_at_change, renames=renames)
     finally:
@@ -259,9 +272,11 @@ class _TreeReading:
         base: Entry,
         *,
         root_metadata: bool = False,
+        scope: frozenset[bytes] | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._store = store
+        self._scope = scope
         self._base = base
         self._prefix = as_subdot or b""
         self._root_metadata = root_metadata and as_subdot is None
@@ -287,6 +302,7 @@ class _TreeReading:
         os.close(self._root_fd)
 
     def _scan_tree(self, cache: StatCache | None, now_ns: int, *, stop_at_change: bool) -> None:
+        self._refuse_strays()
         known = cache if cache is not None and cache.root == self._base else None
         self._baseline = Baseline(now_ns)
         try:
@@ -413,11 +429,32 @@ class _TreeReading:
                 self._add_fresh(built, item)
             else:
                 self._add_unchanged(built, item)
-        for name in remarks.withheld:
+        for name in {*remarks.withheld, *self._kept_elsewhere(draft.path, recorded)}:
             if name not in names and name in recorded:
                 built.entries.append(recorded[name])
         built.entries.sort(key=lambda entry: entry.name)
         self._directory_built(draft, built, recorded, remarks)
+
+    def _refuse_strays(self) -> None:
+        """A subdot in the tree that is not kept here would take the place of the recorded one.
+
+        Raises:
+            CaptureFailed: there is one.
+        """
+        if self._scope is None or self._prefix:
+            return
+        for name in sorted(os.listdir(self._root_fd)):
+            if os.fsencode(name) not in self._scope:
+                raise CaptureFailed(
+                    f"subdot {os.fsdecode(name)} is not one of those kept here",
+                    hint="move it away: dm dot show lists them, a full clone has all",
+                )
+
+    def _kept_elsewhere(self, path: bytes, recorded: Iterable[bytes]) -> Iterable[bytes]:
+        """Recorded subdots that are not in this tree, because only some are kept here."""
+        if path or self._scope is None:
+            return ()
+        return [name for name in recorded if name not in self._scope]
 
     def _add_unchanged(self, built: _Built, item: _Name) -> None:
         """A name whose stat vouches for what is recorded; below a directory things may differ."""
@@ -583,7 +620,7 @@ class _TreeReading:
             applied = recorded.xattrs if item.applied_xattrs is None else item.applied_xattrs
             entry = replace(
                 entry,
-                mode=recorded.mode if live[MODE] == before[MODE] else entry.mode,
+                mode=_mode_taken_back(live[MODE], before[MODE], recorded.mode),
                 uid=recorded.uid if live[UID] == before[UID] else entry.uid,
                 gid=recorded.gid if live[GID] == before[GID] else entry.gid,
                 mtime_ns=recorded.mtime_ns if live[MTIME] == before[MTIME] else entry.mtime_ns,
@@ -600,6 +637,14 @@ class _TreeReading:
         if len(kept) != len(xattrs):
             self.notices.append(Notice(path, "extended attributes beyond the limits not recorded"))
         return kept
+
+
+def _mode_taken_back(live: int, applied: int, recorded: int) -> int:
+    """The recorded mode while the applied one is untouched, else the live one with the set-id bits
+    that are recorded and were not applied: who could not see them did not take them away."""
+    if live == applied:
+        return recorded
+    return stat.S_IMODE(live) | (recorded & ~applied & (stat.S_ISUID | stat.S_ISGID))
 
 
 def _taken_back(live: Xattrs, applied: Xattrs, recorded: Xattrs) -> Xattrs:
@@ -627,6 +672,7 @@ class _TreeCapture(_TreeReading):
         base: Entry,
         *,
         root_metadata: bool,
+        scope: frozenset[bytes] | None,
         progress: Progress | None,
     ) -> None:
         super().__init__(
@@ -636,6 +682,7 @@ class _TreeCapture(_TreeReading):
             writer,
             base,
             root_metadata=root_metadata,
+            scope=scope,
             progress=progress,
         )
         self._writer = writer

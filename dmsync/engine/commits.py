@@ -5,10 +5,11 @@ import os
 import pwd
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from dmsync.core.events import Capture, CommitsAdded, RefChanged
+from dmsync.core.events import Capture, CommitsAdded, MergeEnded, RefChanged, SignatureAdded
+from dmsync.core.graph import is_ancestor
 from dmsync.core.ids import Kind, ObjectId
 from dmsync.core.objects import (
     MESSAGE_BYTES_MAX,
@@ -22,16 +23,23 @@ from dmsync.engine.commit_deltas import keep_delta
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.file_content import ChunkWriter
 from dmsync.engine.hooks import HookCommands, hook_environment, quiesced
+from dmsync.engine.merging.state import pending_commit, refuse_merging, refuse_open_conflicts
+from dmsync.engine.signatures import SigningKey, sign
 from dmsync.engine.store import Store
-from dmsync.errors import NothingToDo, UsageError
+from dmsync.errors import NothingToDo, UsageError, WouldLose
 from dmsync.storage.catalog import DotRow
+from dmsync.storage.catalog_rows import MergeRow
 
 METADATA_RESERVED = frozenset({"author", "date", "message", "commit", "timestamp", "type"})
 
 
 @dataclass(frozen=True)
 class CommitRequest:
-    """What a user asks of `dm commit`. `metadata` in the order given; keys distinct."""
+    """What a user asks of `dm commit`. `metadata` in the order given; keys distinct.
+
+    `amend`: the commit takes the place of the branch's tip; an empty message keeps its message,
+    `metadata` adds to its own. `amend_pushed` allows that for a tip that a remote holds.
+    """
 
     message: str
     metadata: tuple[tuple[str, str], ...] = ()
@@ -39,6 +47,9 @@ class CommitRequest:
     fail_if_nothing: bool = False
     accept_moved_tree: bool = False
     dry_run: bool = False
+    signing: SigningKey | None = None
+    amend: bool = False
+    amend_pushed: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,42 +78,133 @@ def commit(
     Raises:
         UsageError: message or metadata out of bounds.
         NothingToDo: nothing changed and the request says to fail then.
+        MergeConflict: a merge into the branch is under way, with conflicts to resolve.
+        WouldLose, MergeConflict: there is no tip to amend, or not freely.
         CaptureFailed: a hook failed, the tree is not the recorded one, or a subdot was emptied.
         RefConflict: the branch moved meanwhile.
+        SigningFailed: nothing was committed.
     """
     started = time.monotonic()
-    metadata = _checked_metadata(request)
+    if not request.amend:
+        _checked_metadata(request)
     with switching.ready(store, dot.dot, progress):
         branch = store.catalog.head(dot.dot)
         tip = trees.branch_tip(store, dot.dot, branch)
+        parents: tuple[ObjectId, ...] = () if tip is None else (tip,)
+        merge = store.catalog.merge(dot.dot, branch)
+        if request.amend:
+            request, parents = _amending(store, dot, branch, tip, request)
+        elif merge is not None:
+            request, parents = _concluding(store, dot, merge, request, parents)
+        metadata = _checked_metadata(request)
+        compared = _compared_with(store, dot, tip, parents)
+        if not request.accept_moved_tree:
+            trees.refuse_lost(store, dot.dot, branch)
         place = switching.make_place(store, dot.dot, branch, progress)
         trees.check_place(store, dot.dot, place, accept_moved=request.accept_moved_tree)
         before = store.root(dot.dot, tip)
         objects = store.objects(dot.dot)
         with objects.writer() as writer:
             result, facts = _capture(store, dot, place, writer, progress)
-            if result.root == before and request.fail_if_nothing:
+            if result.root == before and request.fail_if_nothing and merge is None:
                 raise NothingToDo("nothing changed since the last commit")
             if not request.accept_moved_tree:
-                trees.refuse_emptied(writer, before, result.root)
-            changes = tree_differences(writer, before, result.root)
+                expected = before if merge is None else pending_commit(store, dot.dot, merge).root
+                trees.refuse_emptied(writer, expected, result.root)
+            changes = tree_differences(writer, store.root(dot.dot, compared), result.root)
             if request.dry_run:
-                return _summary(None, tip, branch, changes, result, 0, facts, started)
-            value = _commit_value(store, dot, request, metadata, tip, result.root, changes)
+                return _summary(None, parents, branch, changes, result, 0, facts, started)
+            value = _commit_value(store, dot, request, metadata, tip, parents, result.root, changes)
             new = writer.put(Kind.COMMIT, value.to_bytes())
+            # before anything is kept: without its signature the commit is not wanted
+            signature = sign(request.signing, Kind.COMMIT, new) if request.signing else None
             writer.seal()
             stored = writer.bytes_written
         with store.transaction("commit") as tx:
             tx.append(CommitsAdded(dot.dot, (new,), None, facts))
+            kind = "amend" if request.amend else merge.kind if merge and merge.parents else "commit"
             tx.append(
-                RefChanged(dot.dot, f"branch/{branch}", tip, new, "commit", request.message[:200])
+                RefChanged(dot.dot, f"branch/{branch}", tip, new, kind, request.message[:200])
             )
+            if signature is not None:
+                tx.append(SignatureAdded(dot.dot, new, signature))
+            if merge is not None:
+                tx.append(MergeEnded(dot.dot, branch, "concluded"))
         result.stat_cache.save(place.stat_path)
         if request.accept_moved_tree:
             trees.record_moved(store, dot.dot, place)
-        if tip is not None:
+        if parents and compared == parents[0]:
             keep_delta(store, dot.dot, new, changes)
-    return _summary(new, tip, branch, changes, result, stored, facts, started)
+    return _summary(new, parents, branch, changes, result, stored, facts, started)
+
+
+def _concluding(
+    store: Store,
+    dot: DotRow,
+    merge: MergeRow,
+    request: CommitRequest,
+    parents: tuple[ObjectId, ...],
+) -> tuple[CommitRequest, tuple[ObjectId, ...]]:
+    """The request completed from the merge under way that it concludes, and its parents.
+
+    Raises:
+        MergeConflict: conflicts are open.
+    """
+    refuse_open_conflicts(store, dot.dot, merge.branch)
+    pending = pending_commit(store, dot.dot, merge)
+    completed = replace(
+        request,
+        author=request.author or pending.author,
+        metadata=request.metadata or pending.metadata,
+    )
+    return completed, merge.parents or parents
+
+
+def _amending(
+    store: Store, dot: DotRow, branch: str, tip: ObjectId | None, request: CommitRequest
+) -> tuple[CommitRequest, tuple[ObjectId, ...]]:
+    """The request completed from the tip that it replaces, and that one's parents.
+
+    Raises:
+        WouldLose: the tip is held by a remote, or there is none. MergeConflict: it is yet to be
+            made, by the merge under way.
+    """
+    if tip is None:
+        raise WouldLose(f"branch {branch} has no commits yet: there is nothing to amend")
+    refuse_merging(store, dot.dot, branch)
+    if not request.amend_pushed:
+        _refuse_pushed(store, dot, tip)
+    before = store.commit(dot.dot, tip)
+    completed = replace(
+        request,
+        message=request.message or before.message,
+        metadata=tuple({**dict(before.metadata), **dict(request.metadata)}.items()),
+        author=request.author or before.author,
+    )
+    return completed, before.parents
+
+
+def _refuse_pushed(store: Store, dot: DotRow, tip: ObjectId) -> None:
+    """Others may build on what a remote holds: they would meet two histories."""
+    graph = store.catalog.graph(dot.dot)
+    for row in store.catalog.refs(dot.dot, "remote/"):
+        _, remote, branch = row.name.split("/", 2)
+        if not branch.startswith("tag/") and is_ancestor(graph, tip, row.target):
+            raise WouldLose(
+                f"commit {tip.hex()[:12]} is in branch {branch} of {remote} already: "
+                "amended, this branch and that one diverge",
+                hint="make a new commit; or --amend-pushed, and push with --force-with-lease",
+                remote=remote,
+            )
+
+
+def _compared_with(
+    store: Store, dot: DotRow, tip: ObjectId | None, parents: tuple[ObjectId, ...]
+) -> ObjectId | None:
+    """The commit whose tree the changes are told against: the first parent, when it is here."""
+    if not parents:
+        return None
+    return tip if store.catalog.is_hollow(dot.dot, parents[0]) else parents[0]
 
 
 def _capture(
@@ -137,7 +239,7 @@ def _warn_of_stray_hooks(store: Store, dot: DotRow) -> None:
 
 def _summary(
     new: ObjectId | None,
-    tip: ObjectId | None,
+    parents: tuple[ObjectId, ...],
     branch: str,
     changes: list[Change],
     result: CaptureResult,
@@ -147,7 +249,7 @@ def _summary(
 ) -> CommitSummary:
     return CommitSummary(
         commit=new,
-        parents=() if tip is None else (tip,),
+        parents=parents,
         branch=branch,
         changes=changes,
         files_scanned=result.statistics.files,
@@ -166,6 +268,7 @@ def _commit_value(
     request: CommitRequest,
     metadata: tuple[tuple[str, str], ...],
     tip: ObjectId | None,
+    parents: tuple[ObjectId, ...],
     root: Entry,
     changes: list[Change],
 ) -> Commit:
@@ -174,7 +277,7 @@ def _commit_value(
     entries = [change.new for change in changes if change.new is not None]
     return Commit(
         root=root,
-        parents=() if tip is None else (tip,),
+        parents=parents,
         author=request.author or store.settings.author,
         committer=store.settings.author,
         time_ns=time_ns,

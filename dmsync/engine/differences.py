@@ -1,15 +1,17 @@
-"""What differs between two trees, by path: added, removed, changed, renamed."""
+"""What differs between two trees, by path: added, removed, changed, renamed, copied."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dmsync.core.objects import Entry, EntryKind
 from dmsync.core.pages import DIRECTORY, PageReader, differing_items, walk_tree
+from dmsync.errors import ContentAbsent
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One path that differs. `kind` is `+`, `-`, `*` or `R` (renamed from `old_path`).
+    """One path that differs. `kind` is `+`, `-`, `*`, `R` (renamed from `old_path`) or `C` (copied
+    from `old_path`; only `with_copies` makes those).
 
     `metadata_only`: kind and content are equal; mode, owner, time, attributes or links are not.
     """
@@ -55,7 +57,8 @@ def tree_differences(
 ) -> list[Change]:
     """Changes from the directory `old` to `new`, sorted by path; the roots' own metadata too.
 
-    Reads only pages that differ. Raises ObjectMissing, BadObject.
+    Reads only pages that differ. A subdot whose content is not kept here is looked at as one thing:
+    what differs below it is not known. Raises ObjectMissing, BadObject.
     """
     changes: list[Change] = []
     at_root = compared(b"", old, new)
@@ -72,6 +75,8 @@ def tree_differences(
                 changes.append(change)
             was_directory = was if was and was.kind is EntryKind.DIRECTORY else None
             now_directory = now if now and now.kind is EntryKind.DIRECTORY else None
+            if not path and _is_absent(reader, was_directory, now_directory):
+                continue
             if was_directory and now_directory:
                 pending.append((below, was_directory, now_directory))
             elif was_directory:
@@ -79,6 +84,17 @@ def tree_differences(
             elif now_directory:
                 changes.extend(whole_tree(reader, below, now_directory, "+"))
     return with_renames(changes) if renames else in_order(changes)
+
+
+def _is_absent(reader: PageReader, *subdots: Entry | None) -> bool:
+    """Is one of these a subdot whose content is not kept here?"""
+    try:
+        for entry in subdots:
+            if entry is not None and entry.tree is not None:
+                reader.read_page(entry.tree)
+    except ContentAbsent:
+        return True
+    return False
 
 
 def _differing_names(
@@ -130,6 +146,64 @@ def with_renames(changes: list[Change]) -> list[Change]:
             )
     kept = [c for c in changes if not (c.kind == "-" and c.path in used)]
     return in_order(joined_to.get(id(change), change) for change in kept)
+
+
+def with_copies(
+    changes: list[Change], unchanged: Iterable[tuple[bytes, Entry]] = ()
+) -> list[Change]:
+    """The same changes, sorted, with added files that equal an old file joined to it as copies.
+
+    Old files are those of the changes (what a changed file held before, where a renamed one was)
+    and `unchanged`: paths and entries of other files of the old tree, in order of path. Among
+    several the one with the same last name wins, then the first by path. A further name of a
+    file, a hard link, is no copy of it.
+    """
+    wanted = {
+        (change.new.size, change.new.content)
+        for change in changes
+        if change.kind == "+" and change.new is not None and _is_distinctive(change.new)
+    }
+    if not wanted:
+        return in_order(changes)
+    sources: dict[tuple[int, bytes], list[Change]] = {}
+    for source in _copy_sources(changes, unchanged):
+        assert source.old is not None
+        identity = (source.old.size, source.old.content)
+        if identity in wanted:
+            sources.setdefault(identity, []).append(source)
+    return in_order(_copied(change, sources) for change in changes)
+
+
+def _copy_sources(
+    changes: list[Change], unchanged: Iterable[tuple[bytes, Entry]]
+) -> Iterator[Change]:
+    """Old files as changes from what they were (`old`, at `path`) to what they are now (`new`)."""
+    for change in in_order(changes):
+        if change.old is not None and _is_distinctive(change.old):
+            path = change.path if change.old_path is None else change.old_path
+            yield Change(path, change.kind, change.old, change.new)
+    for path, entry in unchanged:
+        if _is_distinctive(entry):
+            yield Change(path, "*", entry, entry)
+
+
+def _copied(change: Change, sources: dict[tuple[int, bytes], list[Change]]) -> Change:
+    new = change.new
+    if change.kind != "+" or new is None or not _is_distinctive(new):
+        return change
+    if new.hardlink not in (b"", change.path):
+        return change  # the group's first name is the copy, if any is
+    candidates = [
+        source
+        for source in sources.get((new.size, new.content), [])
+        if not new.hardlink or source.new is None or source.new.hardlink != new.hardlink
+    ]
+    source = _source(candidates, change.path, same_name=True) or _source(
+        candidates, change.path, same_name=False
+    )
+    if source is None:
+        return change
+    return Change(change.path, "C", source.old, new, source.path, metadata_only=True)
 
 
 def _is_distinctive(entry: Entry) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
 
 from dmsync.core.events import (
@@ -27,6 +28,7 @@ from dmsync.engine.store import Store
 from dmsync.errors import (
     AlreadyExists,
     DotNotFound,
+    NotFound,
     PathNotFound,
     RemoteNotFound,
     StorageFailed,
@@ -66,6 +68,10 @@ class DotDetails:
     tree_path: bytes | None
     attached: bool
     upstreams: list[tuple[str, str]]
+    hollow_commits: int = 0
+    """Commits that are here by their record alone."""
+    subdots: tuple[str, ...] | None = None
+    """The subdots whose content is kept here; None: all."""
 
 
 def display_name(store: Store, namespace: str, name: str) -> str:
@@ -265,11 +271,13 @@ def _refuse_other_tree(store: Store, row: DotRow) -> None:
 
 
 def _refuse_subdots(store: Store, dot: DotId) -> None:
-    """A directory that stands for one subdot cannot hold another one."""
+    """A directory that stands for one subdot cannot hold another one that is kept here."""
+    scope = store.scope(dot)
     for branch in store.catalog.branches(dot):
         root = store.root(dot, branch.target)
         for entry in directory_entries(store.objects(dot), root.tree):
-            if entry.name != trees.DEFAULT_SUBDOT:
+            is_kept = scope is None or entry.name in scope
+            if is_kept and entry.name != trees.DEFAULT_SUBDOT:
                 raise UsageError(
                     f"branch {branch.short_name} has the subdot {os.fsdecode(entry.name)}: "
                     f"the directory of --at is {os.fsdecode(trees.DEFAULT_SUBDOT)} alone",
@@ -331,10 +339,12 @@ def show_dot(store: Store, name: str | None) -> DotDetails:
     return DotDetails(
         summary=summary,
         master_branch_id=row.dot.hex(),
-        branches=list_branches(store, row),
+        branches=list_branches(store, row, count=True),
         tree_path=None if place is None else place.path,
         attached=place is not None and place.attached,
         upstreams=upstreams,
+        hollow_commits=len(store.catalog.hollow_commits(row.dot)),
+        subdots=store.catalog.scope(row.dot),
     )
 
 
@@ -345,7 +355,7 @@ def dot_path(store: Store, text: str | None) -> bytes:
 
     Raises:
         DotNotFound: no such dot or branch. PathNotFound: no such subdot in an attached directory,
-            which is the user's: nothing is made there.
+            which is the user's: nothing is made there; or a partial clone does not keep it.
     """
     expression = None if text is None else parse_dot_name(text)
     row = resolve_dot(store, None) if expression is None else _find(store, expression)
@@ -354,6 +364,13 @@ def dot_path(store: Store, text: str | None) -> bytes:
     subdot = (expression.subdot if expression else None) or "__default__"
     if branch != head and store.catalog.branch(row.dot, branch) is None:
         raise DotNotFound(f"Branch does not exist: {branch}")
+    kept = store.scope(row.dot)
+    if kept is not None and subdot != ROOT_SUBDOT and os.fsencode(subdot) not in kept:
+        named = sorted(os.fsdecode(name) for name in kept)
+        raise PathNotFound(
+            f"subdot {subdot} is not one of those kept here: {', '.join(named)}",
+            hint=f"dm dot path {row.name}.{named[0] if named else ROOT_SUBDOT}",
+        )
     place = _ready_place(store, row.dot, branch)
     if place.subdot is not None:
         if subdot != "__default__":
@@ -425,11 +442,15 @@ def delete_dot(store: Store, name: str) -> DotRow:
     """
     row = find_dot(store, name)
     with store.dot_locked(row.dot):
-        trash = f"{row.dot.hex()}-{secrets.token_hex(4)}"
         with store.transaction("delete") as tx:
-            tx.append(DotDeleted(row.dot, trash))
+            tx.append(DotDeleted(row.dot, new_trash(row.dot)))
         finish_deletions(store)
     return row
+
+
+def new_trash(dot: DotId) -> str:
+    """A new name for a deleted dot's directory in the trash."""
+    return f"{dot.hex()}-{secrets.token_hex(4)}"
 
 
 def finish_deletions(store: Store) -> None:
@@ -444,6 +465,51 @@ def finish_deletions(store: Store) -> None:
             store.forget_objects(row.dot)
             os.rename(source, target)
             fsync_directory(store.layout.trash_dir)
+
+
+def bring_back_directory(store: Store, dot: DotId, trash: str) -> None:
+    """Move a deleted dot's directory out of the trash, whole: packs, trees, caches.
+
+    Comes before DotRestored is recorded: after a kill in between, finish_deletions moves it to the
+    trash again. `trash` is where its deletion put it; when it came and went again since, packs lie
+    in the newer one and the trees are taken from both.
+
+    Raises:
+        NotFound: the trash has been emptied. AlreadyExists: the dot's place is taken.
+    """
+    row = store.catalog.dot(dot)
+    newest = trash if row is None or row.trash is None else row.trash
+    source, target = store.layout.trashed_dot_dir(newest), store.layout.dot_dir(dot)
+    if os.path.isdir(source):
+        store.forget_objects(dot)
+        _remove_skeleton(store, dot)
+        os.rename(source, target)
+        fsync_directory(store.layout.dots_dir)
+    elif not os.path.isdir(target):
+        raise NotFound("the dot's data is gone: the trash has been emptied", dot=dot.hex())
+    if newest != trash:
+        _take_back_trees(store, dot, trash)
+
+
+def _remove_skeleton(store: Store, dot: DotId) -> None:
+    """Remove the empty directories that looking for a deleted dot's objects has made."""
+    target = store.layout.dot_dir(dot)
+    if not os.path.isdir(target):
+        return
+    for directory in (store.layout.packs_dir(dot), store.layout.trees_dir(dot)):
+        if os.path.isdir(directory) and os.listdir(directory):
+            raise AlreadyExists(f"{target} holds data already", dot=dot.hex())
+    shutil.rmtree(target)
+
+
+def _take_back_trees(store: Store, dot: DotId, trash: str) -> None:
+    source = os.path.join(store.layout.trashed_dot_dir(trash), "trees")
+    if not os.path.isdir(source):
+        return
+    for name in os.listdir(source):
+        if not os.path.lexists(store.layout.tree_dir(dot, name)):
+            os.rename(os.path.join(source, name), store.layout.tree_dir(dot, name))
+    fsync_directory(store.layout.trees_dir(dot))
 
 
 def revive_dot(store: Store, dot: DotId, namespace: str, name: str) -> None:

@@ -15,20 +15,21 @@ from typing import Protocol
 
 from dmsync.core.graph import ancestors_difference
 from dmsync.core.ids import Kind, ObjectId, object_id
-from dmsync.core.objects import Entry, EntryKind, commit_from_bytes
+from dmsync.core.objects import Entry, EntryKind, commit_from_bytes, tag_from_bytes
 from dmsync.core.objects import Layout as FileLayout
 from dmsync.core.pages import DIRECTORY, MANIFEST, ZERO_RUN, Page, Span, read_page
 from dmsync.engine.file_content import check_content
 from dmsync.engine.store import Store
 from dmsync.errors import (
     BadObject,
+    ContentAbsent,
     Corruption,
     DmError,
     RevisionNotFound,
     StorageFailed,
     StorageFull,
 )
-from dmsync.storage.catalog import Catalog, DotRow
+from dmsync.storage.catalog import Catalog, DotRow, RefRow
 from dmsync.storage.durable import storage_errors
 from dmsync.storage.event_log import EventLog
 from dmsync.storage.locks import ProofOfLife, is_alive, remove_if_dead
@@ -71,6 +72,8 @@ class FsckReport:
     packs: int = 0
     records: int = 0
     commits: int = 0
+    hollow_commits: int = 0
+    """Of the commits: those known by their record alone, which is all that was checked of them."""
     pages: int = 0
     chunks: int = 0
     bytes_checked: int = 0
@@ -239,14 +242,30 @@ def _check_packs(store: Store, dot: DotRow, report: FsckReport, progress: FsckPr
 
 
 def _check_closure(store: Store, dot: DotRow, report: FsckReport, progress: FsckProgress) -> None:
-    """Every commit that a ref or a stored working state names, with all it holds."""
-    closure = _Closure(store.objects(dot.dot), full=report.full, progress=progress)
+    """Every commit that a ref or a stored working state names, with all it holds; of hollow ones
+    the record, and of all only the subdots that are kept here."""
+    subdots = store.catalog.scope(dot.dot)
+    closure = _Closure(
+        store.objects(dot.dot),
+        full=report.full,
+        progress=progress,
+        scope=None if subdots is None else frozenset(name.encode() for name in subdots),
+    )
     damaged: dict[ObjectId, list[ObjectId]] = {}
+    hollow = 0
     for commit in _commits(store, dot, report):
         report.commits += 1
         row = store.catalog.commit(dot.dot, commit)
-        for bad in closure.damage_of_commit(commit, None if row is None else row.payload):
+        is_hollow = row is not None and row.is_hollow
+        hollow += is_hollow
+        payload = None if row is None else row.payload
+        for bad in closure.damage_of_commit(commit, payload, is_hollow=is_hollow):
             damaged.setdefault(bad, []).append(commit)
+    report.hollow_commits += hollow
+    if hollow:
+        report.notes.append(f"{dot.name}: {hollow} commits are here by their record alone")
+    if subdots is not None:
+        report.notes.append(f"{dot.name}: only these subdots are kept here: {', '.join(subdots)}")
     for bad, commits in damaged.items():
         report.problems.append(
             Problem(
@@ -256,7 +275,7 @@ def _check_closure(store: Store, dot: DotRow, report: FsckReport, progress: Fsck
                 tuple(commit.hex() for commit in reversed(commits)),
             )
         )
-    report.pages += len(closure.pages)
+    report.pages += closure.pages_count
     report.chunks += closure.chunks
 
 
@@ -265,11 +284,10 @@ def _commits(store: Store, dot: DotRow, report: FsckReport) -> Iterator[ObjectId
     tips: dict[ObjectId, None] = {}
     snapshots: dict[ObjectId, None] = {}
     for ref in store.catalog.refs(dot.dot):
-        if store.catalog.has_commit(dot.dot, ref.target):
-            tips[ref.target] = None
-        else:
-            message = f"names the unknown commit {ref.target.hex()}"
-            report.problems.append(Problem(dot.name, ref.name, message))
+        try:
+            tips[_commit_at(store, dot, ref)] = None
+        except DmError as error:
+            report.problems.append(Problem(dot.name, ref.name, error.message))
     for row in store.catalog.working_snapshots(dot.dot):
         snapshots[row.commit] = None
     try:
@@ -277,6 +295,24 @@ def _commits(store: Store, dot: DotRow, report: FsckReport) -> Iterator[ObjectId
     except RevisionNotFound as gap:
         report.problems.append(Problem(dot.name, "history", gap.message))
     yield from (saved for saved in snapshots if saved not in tips)
+
+
+def _commit_at(store: Store, dot: DotRow, ref: RefRow) -> ObjectId:
+    """The commit a ref names, by way of its tag object when it is an annotated tag.
+
+    Raises:
+        RevisionNotFound: no such commit. ObjectMissing, Corruption: the tag object is not here,
+            not sound, or another tag's.
+    """
+    commit = ref.target
+    if ref.name.startswith("tag/") and not store.catalog.has_commit(dot.dot, commit):
+        tag = tag_from_bytes(store.read_tag(dot.dot, commit))
+        if tag.name != ref.short_name:
+            raise Corruption(f"names the tag object of {tag.name}")
+        commit = tag.target
+    if not store.catalog.has_commit(dot.dot, commit):
+        raise RevisionNotFound(f"names the unknown commit {commit.hex()}")
+    return commit
 
 
 FileKey = tuple[FileLayout, ObjectId | None, int, bytes]
@@ -287,8 +323,18 @@ _NONE: frozenset[ObjectId] = frozenset()
 class _Closure:
     """Walks trees; each page once. Remembers only pages below which something is damaged."""
 
-    def __init__(self, objects: ObjectStore, *, full: bool, progress: FsckProgress) -> None:
+    def __init__(
+        self,
+        objects: ObjectStore,
+        *,
+        full: bool,
+        progress: FsckProgress,
+        scope: frozenset[bytes] | None = None,
+    ) -> None:
         self.pages: set[ObjectId] = set()
+        self._roots: set[ObjectId] = set()
+        """Pages of roots of which only the entries in `scope` were walked."""
+        self._scope = scope
         self.chunks = 0
         self.reasons: dict[ObjectId, str] = {}
         self._objects = objects
@@ -300,7 +346,9 @@ class _Closure:
         self._files: dict[FileKey, str] = {}
         """What is wrong with each file that was checked, or "" for nothing."""
 
-    def damage_of_commit(self, commit: ObjectId, payload: bytes | None) -> frozenset[ObjectId]:
+    def damage_of_commit(
+        self, commit: ObjectId, payload: bytes | None, *, is_hollow: bool = False
+    ) -> frozenset[ObjectId]:
         """What is missing or harmed of a commit: itself, pages, chunks."""
         try:
             stored = self._objects.read_commit(commit)
@@ -310,7 +358,11 @@ class _Closure:
         except DmError as error:
             self.reasons[commit] = error.message
             return frozenset((commit,))
-        return self._damage_of_tree(root)
+        return _NONE if is_hollow else self._damage_of_tree(root)
+
+    @property
+    def pages_count(self) -> int:
+        return len(self.pages | self._roots)
 
     def _damage_of_tree(self, root: Entry) -> frozenset[ObjectId]:
         if root.tree is None:
@@ -320,14 +372,15 @@ class _Closure:
 
     def _walk(self, root: ObjectId) -> None:
         """Depth first without recursion: a hostile tree may be deep."""
-        stack = [_Step(root, DIRECTORY)]
+        stack = [_Step(root, DIRECTORY, self._scope)]
         while stack:
             step = stack[-1]
             if step.children is None:
-                if step.page in self.pages:
+                walked = self.pages if step.scope is None else self._roots
+                if step.page in walked:
                     stack.pop()
                     continue
-                self.pages.add(step.page)
+                walked.add(step.page)
                 step.children = self._open(step)
             child = next(step.children, None)
             if child is not None:
@@ -344,12 +397,12 @@ class _Closure:
             self._blame(step, step.page, error.message)
             return iter(())
         self._progress.advance(items=0)
-        for span in _chunks_of(page):
+        for span in _chunks_of(page, step.scope):
             self._check_chunk(step, span)
         if self._full and page.type == DIRECTORY and page.level == 0:
-            for entry in page.items:
+            for entry in _in_scope(page, step.scope):
                 self._check_file(step, entry)
-        return iter(_pages_of(page))
+        return iter(_pages_of(page, step.scope))
 
     def _check_chunk(self, step: "_Step", span: Span) -> None:
         chunk = span.chunk
@@ -384,7 +437,7 @@ class _Closure:
                     self._progress.advance()
             except BadObject as error:
                 self._files[key] = error.message
-            except Corruption:
+            except (Corruption, ContentAbsent):
                 pass  # the walk names the page or chunk
         if self._files[key]:
             name = entry.name.decode("utf-8", "backslashreplace")
@@ -402,36 +455,44 @@ class _Closure:
 
 
 class _Step:
-    """One page on the way down."""
+    """One page on the way down; with `scope` only these entries of it count."""
 
-    __slots__ = ("children", "damage", "page", "page_type", "seen")
+    __slots__ = ("children", "damage", "page", "page_type", "scope", "seen")
 
-    def __init__(self, page: ObjectId, page_type: int) -> None:
+    def __init__(
+        self, page: ObjectId, page_type: int, scope: frozenset[bytes] | None = None
+    ) -> None:
         self.page = page
         self.page_type = page_type
+        self.scope = scope
         self.children: Iterator[_Step] | None = None
         self.seen: list[ObjectId] = []
         self.damage: set[ObjectId] = set()
 
 
-def _pages_of(page: Page) -> Iterator[_Step]:
+def _in_scope(page: Page, scope: frozenset[bytes] | None) -> Iterator[Entry]:
+    """The entries of a directory's leaf that count."""
+    return (entry for entry in page.items if scope is None or entry.name in scope)
+
+
+def _pages_of(page: Page, scope: frozenset[bytes] | None) -> Iterator[_Step]:
     """The pages one page names: its children, or the roots of what its entries hold."""
     if page.level > 0:
         for child in page.items:
-            yield _Step(child.page, page.type)
+            yield _Step(child.page, page.type, scope)
     elif page.type == DIRECTORY:
-        for entry in page.items:
+        for entry in _in_scope(page, scope):
             if entry.tree is not None:
                 is_directory = entry.kind is EntryKind.DIRECTORY
                 yield _Step(entry.tree, DIRECTORY if is_directory else MANIFEST)
 
 
-def _chunks_of(page: Page) -> Iterator[Span]:
+def _chunks_of(page: Page, scope: frozenset[bytes] | None) -> Iterator[Span]:
     """The chunks a leaf page names directly, and how long they must be."""
     if page.level > 0:
         return
     if page.type == DIRECTORY:
-        for entry in page.items:
+        for entry in _in_scope(page, scope):
             if entry.kind is EntryKind.FILE and entry.layout is FileLayout.SINGLE:
                 yield Span(entry.size, ObjectId(entry.content))
         return

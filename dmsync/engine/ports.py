@@ -58,7 +58,9 @@ def _never_dirty(store: Any, dot: DotId, branch: str) -> None:
     return None
 
 
-def _no_switch(store: Any, dot: DotId, branch: str, commit: ObjectId) -> Sequence[Event]:
+def _no_switch(
+    store: Any, dot: DotId, branch: str, held: ObjectId | None, commit: ObjectId
+) -> Sequence[Event]:
     return ()
 
 
@@ -86,16 +88,17 @@ class TargetTree:
 
     `refuse_if_dirty(store, dot, branch)` raises WouldLose. `save_dirty(store, dot, branch)` makes
     a durable snapshot commit of uncommitted state on the branch's tip, known to the catalog but
-    named by no ref, and returns it (None: clean). `switch_events(store, dot, branch, commit)` are
-    recorded in the transaction that moves the ref, `finish_switches(store, dot)` then does what
-    they announce: a kill between the two leaves a tree that is known to be behind. All are called
-    inside `locked(store, dot)`, except the first early check. `revive(store, dot, namespace,
-    name)` makes a deleted dot a bare one again before it is received anew.
+    named by no ref, and returns it (None: clean). `switch_events(store, dot, branch, held, commit)`
+    (`held`: what the tree holds) are recorded in the transaction that moves the ref,
+    `finish_switches(store, dot)` then does what they announce: a kill between the two leaves a
+    tree that is known to be behind. All are called inside `locked(store, dot)`, except the first
+    early check. `revive(store, dot, namespace, name)` makes a deleted dot a bare one again before
+    it is received anew.
     """
 
     refuse_if_dirty: Callable[[Any, DotId, str], None] = field(default=_never_dirty)
     save_dirty: Callable[[Any, DotId, str], ObjectId | None] = field(default=_nothing_saved)
-    switch_events: Callable[[Any, DotId, str, ObjectId], Sequence[Event]] = field(
+    switch_events: Callable[[Any, DotId, str, ObjectId | None, ObjectId], Sequence[Event]] = field(
         default=_no_switch
     )
     finish_switches: Callable[[Any, DotId], None] = field(default=_nothing_to_finish)

@@ -107,13 +107,14 @@ def restore_tree(
     now_ns: int,
     trusted: bool = False,
     root_metadata: bool = False,
+    scope: frozenset[bytes] | None = None,
     progress: Progress | None = None,
 ) -> RestoreResult:
     """Make the live tree equal to the root entry `target`; durable on return.
 
     `current` and `stat_cache` say what the tree is known to hold, where both are for one root;
     everything else is compared. `trusted` applies devices, setuid, setgid and capabilities.
-    Sockets are left alone in directories that stay.
+    Sockets are left alone in directories that stay. With `scope` only these subdots are written.
 
     Raises:
         BadObject, ObjectMissing, HashMismatch: the recorded tree is not sound.
@@ -128,6 +129,7 @@ def restore_tree(
         stat_cache,
         trusted=trusted,
         root_metadata=root_metadata,
+        scope=scope,
         progress=progress,
     )
     try:
@@ -136,6 +138,16 @@ def restore_tree(
         raise translated(exc, "cannot restore the tree") from exc
     finally:
         restore.close()
+
+
+def needs_trust(entry: Entry) -> bool:
+    """Whether a restore that is not trusted makes less than is recorded: no device, a file without
+    its set-id bits or capability."""
+    if entry.kind in (EntryKind.CHARACTER_DEVICE, EntryKind.BLOCK_DEVICE):
+        return True
+    if entry.kind is not EntryKind.SYMLINK and entry.mode & _SET_ID_BITS:
+        return True
+    return any(name == _CAPABILITY for name, _ in entry.xattrs)
 
 
 @dataclass(slots=True)
@@ -188,9 +200,11 @@ class _Restore:
         *,
         trusted: bool,
         root_metadata: bool,
+        scope: frozenset[bytes] | None,
         progress: Progress | None,
     ) -> None:
         self._store = store
+        self._scope = scope
         self._prefix = as_subdot or b""
         self._target = RecordedTree(store, target)
         known = cache is not None and current is not None and cache.root == current
@@ -274,7 +288,8 @@ class _Restore:
         block, _ = self._old.take(path)
         live = encode_live(names, stats)
         untouched = block is not None and block.live == live and block.remarks == NO_REMARKS
-        if work.is_same and untouched:
+        # What a restore without trust withheld has no mark of its own in the cache.
+        if work.is_same and untouched and not self._trusted:
             self._drafts.append((path, live, NO_REMARKS))
             return [
                 _Work(name, is_same=True, is_new=False, needs_metadata=False)
@@ -324,6 +339,8 @@ class _Restore:
 
     def _restore_names(self, directory: _Directory) -> list[_Work]:
         wanted = self._target.entries(directory.path)
+        if not directory.path and self._scope is not None:
+            wanted = {name: entry for name, entry in wanted.items() if name in self._scope}
         if b"." in directory.before:
             directory.after[b"."] = directory.before.pop(b".")
         for name, live in directory.before.items():
@@ -387,7 +404,9 @@ class _Restore:
         directory.after[name] = live
         known = directory.recorded.get(name)
         is_vouched = not is_new and directory.vouched.get(name) == live and known is not None
-        needs_metadata = not (is_vouched and known is not None and known.same_metadata(entry))
+        needs_metadata = (
+            not (is_vouched and known is not None and known.same_metadata(entry))
+        ) or self._lacks_trusted(directory, entry, live)
         if not needs_metadata:
             self._keep_applied_xattrs(directory, name)
         is_same = (
@@ -482,7 +501,17 @@ class _Restore:
             and known.same_data(entry)
             and known.same_metadata(entry)
             and self._may_keep_inode(directory, live)
+            and not self._lacks_trusted(directory, entry, live)
         )
+
+    def _lacks_trusted(self, directory: _Directory, entry: Entry, live: Stat) -> bool:
+        """Whether an earlier restore withheld what this one is trusted to apply."""
+        if not self._trusted:
+            return False
+        is_link = entry.kind is EntryKind.SYMLINK
+        if not is_link and entry.mode & _SET_ID_BITS & ~live[MODE]:
+            return True
+        return dict(directory.remarks.applied_xattrs).get(entry.name, entry.xattrs) != entry.xattrs
 
     def _adjust(self, directory: _Directory, entry: Entry, live: Stat | None) -> bool:
         """Bring what is there to its target without a new inode; False when that cannot be."""

@@ -32,6 +32,7 @@ from dmsync.wire.messages import (
     Pong,
     Records,
     RefsReply,
+    Signatures,
 )
 
 READ_BYTES: Final = 256 * 1024
@@ -302,5 +303,7 @@ def _weight(message: Message) -> int:
             return len(keys) + len(keys) // 8
         case RefsReply(refs=refs):
             return 400 * len(refs)
+        case Signatures(signatures=signatures):
+            return sum(len(signature) for _, signature in signatures)
         case _:
             return 64

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import ClassVar
 
 from dmsync.core.events import UNIQUE_ID_BYTES
 from dmsync.core.ids import DotId, Kind, ObjectId
 from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, commit_from_bytes
 from dmsync.engine.settings import EngineSettings
-from dmsync.errors import ObjectMissing, RevisionNotFound, StorageFailed, StorageFull
-from dmsync.storage.catalog import Catalog, Transaction
+from dmsync.errors import ContentAbsent, ObjectMissing, RevisionNotFound, StorageFailed, StorageFull
+from dmsync.storage.catalog import Catalog, CommitRow, Transaction
 from dmsync.storage.layout import Layout, create_store, open_store
 from dmsync.storage.locks import FileLock
 from dmsync.storage.object_store import ObjectStore
@@ -26,6 +27,9 @@ class Store:
     it exclusively) never run beside a command.
     """
 
+    is_past: ClassVar[bool] = False
+    """Shows the store as it was (engine/past): it has no working trees and cannot be changed."""
+
     def __init__(self, layout: Layout, settings: EngineSettings) -> None:
         self.layout = layout
         self.settings = settings
@@ -36,7 +40,12 @@ class Store:
         self._objects_lock = threading.Lock()
         self._lock.acquire()
         try:
-            self.catalog = Catalog.open(layout, self.read_commit, lock_wait_s=settings.lock_wait_s)
+            self.catalog = Catalog.open(
+                layout,
+                self.read_commit,
+                read_tag=self.read_tag,
+                lock_wait_s=settings.lock_wait_s,
+            )
         except BaseException:
             self._lock.release()
             raise
@@ -67,9 +76,18 @@ class Store:
         """The objects of one dot; opened once, whichever threads ask."""
         with self._objects_lock:
             if dot not in self._objects:
-                self._make_dot_dirs(dot)
-                self._objects[dot] = ObjectStore(self.layout.dot_dir(dot))
+                self._objects[dot] = ObjectStore(self._objects_dir(dot))
+                self._objects[dot].is_partial = lambda: self.scope(dot) is not None
             return self._objects[dot]
+
+    def scope(self, dot: DotId) -> frozenset[bytes] | None:
+        """Names of the subdots whose content is kept here; None for all."""
+        subdots = self.catalog.scope(dot)
+        return None if subdots is None else frozenset(os.fsencode(name) for name in subdots)
+
+    def _objects_dir(self, dot: DotId) -> str:
+        self._make_dot_dirs(dot)
+        return self.layout.dot_dir(dot)
 
     def _make_dot_dirs(self, dot: DotId) -> None:
         try:
@@ -88,6 +106,10 @@ class Store:
                 pass  # deleted, and the directory made again since
         return self._read_trashed_commit(dot, commit)
 
+    def read_tag(self, dot: DotId, tag: ObjectId) -> bytes:
+        """An annotated tag's bytes, verified. Raises ObjectMissing, HashMismatch, Corruption."""
+        return self.objects(dot).read(Kind.TAG, tag)
+
     def _read_trashed_commit(self, dot: DotId, commit: ObjectId) -> bytes:
         prefix = f"{dot.hex()}-"
         for name in os.listdir(self.layout.trash_dir):
@@ -98,15 +120,29 @@ class Store:
         raise ObjectMissing(f"commit {commit.hex()[:12]} is not in this dot", id=commit.hex())
 
     def commit(self, dot: DotId, commit: ObjectId) -> Commit:
-        """A commit that the graph knows. Raises RevisionNotFound."""
+        """A commit that the graph knows, hollow or not. Raises RevisionNotFound."""
+        return commit_from_bytes(self._commit_row(dot, commit).payload, trusted=True)
+
+    def _commit_row(self, dot: DotId, commit: ObjectId) -> CommitRow:
         row = self.catalog.commit(dot, commit)
         if row is None:
             raise RevisionNotFound(f"no commit {commit.hex()[:12]} in this dot")
-        return commit_from_bytes(row.payload, trusted=True)
+        return row
 
     def root(self, dot: DotId, commit: ObjectId | None) -> Entry:
-        """The root of a commit's tree; the empty root for an unborn branch."""
-        return ROOT_ENTRY if commit is None else self.commit(dot, commit).root
+        """The root of a commit's tree; the empty root for an unborn branch.
+
+        Whoever reads content gets it from here, before anything is changed.
+
+        Raises:
+            RevisionNotFound. ContentAbsent: only the record of the commit is here.
+        """
+        if commit is None:
+            return ROOT_ENTRY
+        row = self._commit_row(dot, commit)
+        if row.is_hollow:
+            raise ContentAbsent.of_commit(commit)
+        return commit_from_bytes(row.payload, trusted=True).root
 
     @contextmanager
     def transaction(self, command: str, op_id: bytes | None = None) -> Iterator[Transaction]:

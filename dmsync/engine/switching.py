@@ -7,8 +7,9 @@ drop is stored first and gets a name: a branch's working snapshot, or a stash.
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from dmsync.core.events import (
     CommitsAdded,
@@ -39,6 +40,11 @@ from dmsync.storage.durable import fsync_directory, make_directory_durable
 from dmsync.storage.pack_writer import PackWriter
 from dmsync.storage.stat_cache import StatCache
 
+FINISH_SWITCH: Final = "finish-switch"
+"""Command name of operations that make good what a kill cut short."""
+SNAPSHOT_BRANCH: Final = "branch"
+"""Metadata key of a snapshot commit: the branch whose uncommitted state it is."""
+
 
 def make_place(store: Store, dot: DotId, branch: str, progress: Progress | None) -> trees.TreePlace:
     """The tree of `branch`, made from its tip when a managed dot has none yet.
@@ -57,7 +63,8 @@ def make_place(store: Store, dot: DotId, branch: str, progress: Progress | None)
         branch, os.fsencode(building), None, store.layout.stat_cache_file(dot, branch), False
     )
     _restore(store, dot, place, trees.branch_tip(store, dot, branch), progress)
-    if not os.listdir(building):
+    kept = store.scope(dot)
+    if not os.listdir(building) and (kept is None or trees.DEFAULT_SUBDOT in kept):
         os.mkdir(os.path.join(building, os.fsdecode(trees.DEFAULT_SUBDOT)), 0o755)
     fsync_directory(building)
     os.rename(building, final)
@@ -66,11 +73,37 @@ def make_place(store: Store, dot: DotId, branch: str, progress: Progress | None)
 
 
 def save_working(
-    store: Store, dot: DotId, place: trees.TreePlace, reason: str, progress: Progress | None
+    store: Store,
+    dot: DotId,
+    place: trees.TreePlace,
+    reason: str,
+    progress: Progress | None,
+    message: str = "",
 ) -> ObjectId | None:
     """Store the tree's uncommitted state as a snapshot commit on its branch's tip.
 
-    Returns the snapshot, durable, or None when the tree equals the tip.
+    Returns the snapshot, durable, or None when the tree equals the tip. `message` is the
+    snapshot's, in place of one that names the branch and the reason.
+
+    Raises:
+        WouldLose: something in the tree cannot be read.
+    """
+    tip = trees.branch_tip(store, dot, place.branch)
+    held = save_held(store, dot, place, (tip,), reason, progress, message)
+    return None if held == tip else held
+
+
+def save_held(
+    store: Store,
+    dot: DotId,
+    place: trees.TreePlace,
+    known: Sequence[ObjectId | None],
+    reason: str,
+    progress: Progress | None,
+    message: str = "",
+) -> ObjectId | None:
+    """The commit whose tree the live tree holds: the first of `known` that it equals, else a new,
+    durable snapshot commit on its branch's tip. None, the empty tree, may be among `known`.
 
     Raises:
         WouldLose: something in the tree cannot be read.
@@ -78,25 +111,29 @@ def save_working(
     tip = trees.branch_tip(store, dot, place.branch)
     with store.objects(dot).writer() as writer:
         result = trees.capture(store, dot, place, writer, progress)
-        _refuse_unreadable(result, reason)
-        before = store.root(dot, tip)
-        if result.root == before:
-            return None
-        commit_id = _put_snapshot(store, writer, place.branch, result.root, tip, reason)
+        refuse_unreadable(result, reason)
+        for commit in known:
+            if result.root == trees.snapshot_root(store, dot, commit):
+                return commit
+        snapshot = put_snapshot(store, writer, place.branch, result.root, tip, reason, message)
         writer.seal()
     result.stat_cache.save(place.stat_path)
-    return commit_id
+    return snapshot
 
 
-def _put_snapshot(
+def put_snapshot(
     store: Store,
     writer: PackWriter,
     branch: str,
     root: Entry,
     parent: ObjectId | None,
     reason: str,
+    message: str = "",
 ) -> ObjectId:
-    """Write the snapshot commit of a tree's uncommitted state; the caller seals."""
+    """Write the snapshot commit of a tree's uncommitted state; the caller seals.
+
+    Its metadata says which branch's tree it is, for whoever finds it under a stash ref.
+    """
     now_ns, offset_minutes = store.clock()
     snapshot = Commit(
         root=root,
@@ -105,13 +142,14 @@ def _put_snapshot(
         committer=store.settings.author,
         time_ns=now_ns,
         offset_minutes=offset_minutes,
-        message=f"uncommitted state of {branch} before {reason}",
+        message=message or f"uncommitted state of {branch} before {reason}",
+        metadata=((SNAPSHOT_BRANCH, branch),),
     )
     return writer.put(Kind.COMMIT, snapshot.to_bytes())
 
 
 def stash_events(
-    store: Store, dot: DotId, snapshot: ObjectId, what: str
+    store: Store, dot: DotId, snapshot: ObjectId, what: str, reason: str = ""
 ) -> tuple[str, list[Event]]:
     """A name for a snapshot of what a command discards, and the events that give it that name.
 
@@ -123,10 +161,10 @@ def stash_events(
         number += 1
         name = f"stash/{what}-{moment}-{number}"
     added = CommitsAdded(dot, (snapshot,))
-    return name, [added, RefChanged(dot, name, None, snapshot, "stash", f"before {what}")]
+    return name, [added, RefChanged(dot, name, None, snapshot, "stash", reason or f"before {what}")]
 
 
-def _refuse_unreadable(result: CaptureResult, reason: str) -> None:
+def refuse_unreadable(result: CaptureResult, reason: str) -> None:
     """What cannot be read cannot be stored first, so it must not be written over."""
     if result.unreadable_paths:
         first = result.unreadable_paths[0].decode("utf-8", "backslashreplace")
@@ -145,6 +183,7 @@ def ready(
     """Hold the dot's lock, with no tree of the current branch half switched: how every changing
     command begins. Without `finish` the caller is about to switch that tree anyway."""
     with store.dot_locked(dot):
+        trees.settle_places(store, dot)
         if finish:
             finish_switch(store, dot, progress)
         yield
@@ -165,11 +204,13 @@ def finish_switch(store: Store, dot: DotId, progress: Progress | None = None) ->
     if switch is None:
         return False
     place = trees.place_for(store, dot, switch.branch)
+    if not place.attached:
+        make_place(store, dot, switch.branch, progress)
     trees.check_place(store, dot, place, accept_moved=False)
-    refuse_in_use(place.path)
+    refuse_in_use(place.path, insist="")
     stash_found(store, dot, switch, progress)
     _restore(store, dot, place, switch.to_root_commit, progress)
-    with store.transaction("finish-switch") as tx:
+    with store.transaction(FINISH_SWITCH) as tx:
         tx.append(TreeSwitchFinished(dot, switch.branch))
     return True
 
@@ -186,15 +227,16 @@ def stash_found(store: Store, dot: DotId, switch: SwitchRow, progress: Progress 
     }
     with store.objects(dot).writer() as writer:
         result = trees.capture(store, dot, place, writer, progress)
-        _refuse_unreadable(result, "switch")
+        refuse_unreadable(result, "switch")
         if result.root in known:
             return
-        snapshot = _put_snapshot(
-            store, writer, place.branch, result.root, switch.to_root_commit, "switch"
-        )
+        parent = switch.to_root_commit
+        if parent is not None and not store.catalog.has_commit(dot, parent):
+            parent = trees.branch_tip(store, dot, place.branch)  # a snapshot: no ref may need it
+        snapshot = put_snapshot(store, writer, place.branch, result.root, parent, "switch")
         writer.seal()
     name, events = stash_events(store, dot, snapshot, "interrupted-switch")
-    with store.transaction("finish-switch") as tx:
+    with store.transaction(FINISH_SWITCH) as tx:
         for event in events:
             tx.append(event)
     store.say(
@@ -211,6 +253,7 @@ def switch_tree(
     target: ObjectId | None,
     events: Iterable[Event],
     command: str,
+    discarded: bool = False,
     trusted: bool = False,
     in_use: bool = False,
     progress: Progress | None = None,
@@ -218,7 +261,8 @@ def switch_tree(
     """Record `events` and make the tree of `branch` hold commit `target`, in that order, durably.
 
     The caller holds the dot's lock and has stored what the tree held. Without a materialised tree
-    only the events are recorded. `trusted` also applies devices, setuid, setgid, capabilities.
+    only the events are recorded. `discarded`: what the tree held was not stored, as the user
+    wished. `trusted` also applies devices, setuid, setgid, capabilities.
 
     Raises:
         Corruption, StorageFull: found before anything was recorded or changed.
@@ -227,17 +271,75 @@ def switch_tree(
     attached = store.catalog.tree(dot)
     materialised = attached is not None or trees.place_of(store, dot, branch) is not None
     if materialised:
-        if not in_use:
-            refuse_in_use(trees.place_for(store, dot, branch).path)
-        _refuse_impossible(store, dot, trees.place_for(store, dot, branch), target)
+        check_switch(store, dot, branch, target, in_use=in_use)
     before = trees.branch_tip(store, dot, attached.branch if attached is not None else branch)
     with store.transaction(command) as tx:
         for event in events:
             tx.append(event)
         if materialised:
-            tx.append(TreeSwitchStarted(dot, branch, before, target, command))
+            tx.append(TreeSwitchStarted(dot, branch, before, target, command, discarded))
     if not materialised:
         return None
+    return complete_switch(
+        store, dot, branch, target, command=command, trusted=trusted, progress=progress
+    )
+
+
+def switch_new_tree(
+    store: Store,
+    dot: DotId,
+    *,
+    branch: str,
+    tip: ObjectId,
+    target: ObjectId,
+    events: Iterable[Event],
+    command: str,
+    trusted: bool = False,
+    in_use: bool = False,
+    progress: Progress | None = None,
+) -> RestoreResult:
+    """As switch_tree, for a branch that has its tip `tip` by `events` alone and whose managed tree
+    may yet have to be made."""
+    check_switch(store, dot, branch, target, in_use=in_use)
+    attached = store.catalog.tree(dot)
+    before = tip if attached is None else trees.branch_tip(store, dot, attached.branch)
+    with store.transaction(command) as tx:
+        for event in events:
+            tx.append(event)
+        tx.append(TreeSwitchStarted(dot, branch, before, target, command))
+    if attached is None:
+        make_place(store, dot, branch, progress)
+    return complete_switch(
+        store, dot, branch, target, command=command, trusted=trusted, progress=progress
+    )
+
+
+def check_switch(
+    store: Store, dot: DotId, branch: str, target: ObjectId | None, *, in_use: bool
+) -> None:
+    """Refuse a switch of the tree that is or will be that of `branch` while nothing has changed.
+
+    Raises:
+        Corruption, StorageFull: it could not be completed.
+        WouldLose: processes are writing in the tree, and `in_use` does not allow that.
+    """
+    place = trees.place_for(store, dot, branch)
+    if not in_use:
+        refuse_in_use(place.path)
+    _refuse_impossible(store, dot, place, target)
+
+
+def complete_switch(
+    store: Store,
+    dot: DotId,
+    branch: str,
+    target: ObjectId | None,
+    *,
+    command: str,
+    trusted: bool = False,
+    progress: Progress | None = None,
+) -> RestoreResult:
+    """Make the tree of `branch` hold `target`, as TreeSwitchStarted has just said that it will."""
     place = trees.place_for(store, dot, branch)
     result = _restore(store, dot, place, target, progress, trusted=trusted)
     with store.transaction(command) as tx:
@@ -267,7 +369,7 @@ def _refuse_impossible(
         if cache is not None:
             for chunk in _differing_chunks(objects, old, new):
                 objects.read_chunk(chunk)
-    space = os.statvfs(place.path)
+    space = os.statvfs(place.path if os.path.isdir(place.path) else store.home)
     if growth > 0 and growth + largest > space.f_bavail * space.f_frsize:
         raise StorageFull(
             f"the tree would grow by {growth / 2**20:.1f} MiB, "
@@ -307,6 +409,7 @@ def _restore(
         now_ns=store.clock()[0],
         trusted=trusted,
         root_metadata=place.root_metadata,
+        scope=store.scope(dot),
         progress=progress,
     )
     make_directory_durable(os.path.dirname(place.stat_path))

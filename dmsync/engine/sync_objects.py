@@ -31,14 +31,18 @@ FileKey = tuple[int, bytes, ObjectId]
 class ObjectSet:
     """Ids by what they are: a peer that names a page where a chunk belongs must not pass.
 
-    `chunks`: id -> length in bytes.
+    `chunks`: id -> length in bytes. `scoped_roots`: pages of roots of which only some entries
+    count, which proves nothing about a directory that is the same page.
     """
 
     chunks: dict[ObjectId, int] = field(default_factory=dict)
     directories: set[ObjectId] = field(default_factory=set)
     manifests: set[ObjectId] = field(default_factory=set)
+    scoped_roots: set[ObjectId] = field(default_factory=set)
 
-    def pages(self, page_type: int) -> set[ObjectId]:
+    def pages(self, page_type: int, *, is_scoped: bool = False) -> set[ObjectId]:
+        if is_scoped:
+            return self.scoped_roots
         return self.directories if page_type == DIRECTORY else self.manifests
 
 
@@ -55,6 +59,8 @@ class AddedObjects:
 
     chunks: dict[ObjectId, tuple[int, ObjectId | None]] = field(default_factory=dict)
     pages: dict[ObjectId, tuple[int, ObjectId | None]] = field(default_factory=dict)
+    scoped_roots: set[ObjectId] = field(default_factory=set)
+    """Those of `pages` that are no more than pages of a root of which only some entries count."""
     replaced: ObjectSet = field(default_factory=ObjectSet)
     files: dict["FileKey", Entry] = field(default_factory=dict)
 
@@ -62,7 +68,7 @@ class AddedObjects:
         """Record everything listed as known."""
         known.chunks.update((chunk, length) for chunk, (length, _) in self.chunks.items())
         for page, (page_type, _) in self.pages.items():
-            known.pages(page_type).add(page)
+            known.pages(page_type, is_scoped=page in self.scoped_roots).add(page)
 
 
 class RootComparison:
@@ -71,6 +77,7 @@ class RootComparison:
     `known` holds what needs no listing, such as the objects of an earlier commit of the same
     transfer; what is below a known page is known too. With `trusted` False
     every page that only `new` has is checked to be canonical, and a chunk to have one length.
+    With `scope` only these entries of the roots count; the pages of the roots count whole.
     """
 
     def __init__(
@@ -81,8 +88,10 @@ class RootComparison:
         known: ObjectSet,
         *,
         trusted: bool,
+        scope: frozenset[bytes] | None = None,
     ) -> None:
         self.added = AddedObjects()
+        self._scope = scope
         self._reader = reader
         self._known = known
         self._has_old = old is not None and old.tree is not None
@@ -115,14 +124,19 @@ class RootComparison:
     def _pair_directories(self, old: ObjectId | None, new: ObjectId | None, depth: int) -> None:
         if depth > TREE_DEPTH_MAX:
             raise BadObject(f"directories nested deeper than {TREE_DEPTH_MAX}")
+        is_scoped = self._is_scoped(depth)
         if old is not None:
-            self.added.replaced.directories.add(old)
-        if new is None or old == new or new in self._known.directories:
+            self.added.replaced.pages(DIRECTORY, is_scoped=is_scoped).add(old)
+        if new is None or old == new or self.is_known_page(new, DIRECTORY, is_scoped=is_scoped):
             return
         if old is None:
             self._added_directories.append((new, depth))
         else:
             self._directories.append((old, new, depth))
+
+    def _is_scoped(self, depth: int) -> bool:
+        """Do only some entries of a directory at this depth count?"""
+        return depth == 0 and self._scope is not None
 
     def _enter_added(self) -> None:
         """Directories without a counterpart, unless the old tree has them at another place."""
@@ -132,12 +146,19 @@ class RootComparison:
         self._added_directories.clear()
 
     def _compare_directory(self, old: ObjectId | None, new: ObjectId, depth: int) -> Steps:
-        frontier = _PagePair(self, DIRECTORY, old, new)
+        frontier = _PagePair(self, DIRECTORY, old, new, is_scoped=self._is_scoped(depth))
         yield from frontier.steps()
-        before = {entry.name: entry for entry in frontier.old_items}
+        scope = self._scope if depth == 0 else None
+        before = {
+            entry.name: entry
+            for entry in frontier.old_items
+            if scope is None or entry.name in scope
+        }
         for entry in before.values():
             self._saw_replaced(entry)
         for entry in frontier.new_items:
+            if scope is not None and entry.name not in scope:
+                continue
             counterpart = before.get(entry.name)
             if entry.kind is EntryKind.DIRECTORY:
                 was_directory = counterpart and counterpart.kind is EntryKind.DIRECTORY
@@ -213,11 +234,17 @@ class RootComparison:
         data = self._reader.read_page(page)
         return decode_page(data, page_type, trusted=self._trusted or not is_new)
 
-    def met_new_page(self, page: ObjectId, page_type: int, base: ObjectId | None) -> None:
+    def met_new_page(
+        self, page: ObjectId, page_type: int, base: ObjectId | None, *, is_scoped: bool
+    ) -> None:
         self._pages_down.append((page, (page_type, base)))
+        if is_scoped:
+            self.added.scoped_roots.add(page)
+        else:  # roots come first
+            self.added.scoped_roots.discard(page)
 
-    def is_known_page(self, page: ObjectId, page_type: int) -> bool:
-        return page in self._known.pages(page_type)
+    def is_known_page(self, page: ObjectId, page_type: int, *, is_scoped: bool) -> bool:
+        return page in self._known.pages(page_type, is_scoped=is_scoped)
 
 
 def _single_chunk(entry: Entry | None) -> ObjectId | None:
@@ -232,9 +259,17 @@ class _PagePair:
     """Descends two page trees level by level, dropping the pages that both have."""
 
     def __init__(
-        self, owner: RootComparison, page_type: int, old: ObjectId | None, new: ObjectId
+        self,
+        owner: RootComparison,
+        page_type: int,
+        old: ObjectId | None,
+        new: ObjectId,
+        *,
+        is_scoped: bool = False,
     ) -> None:
         self._owner = owner
+        self._is_scoped = is_scoped
+        self._replaced = owner.added.replaced.pages(page_type, is_scoped=is_scoped)
         self._type = page_type
         self._old: list[_Located] = [] if old is None else [(0, old)]
         self._new: list[_Located] = [(0, new)]
@@ -250,7 +285,7 @@ class _PagePair:
                 shared = {page for _, page in self._old} & {page for _, page in self._new}
                 self._old = [at for at in self._old if at[1] not in shared]
                 self._new = [at for at in self._new if at[1] not in shared]
-                self._owner.added.replaced.pages(self._type).update(shared)
+                self._replaced.update(shared)
             if new_level >= old_level:
                 yield from self._descend_new(new_level, self._bases(old_level == new_level))
                 new_level -= 1
@@ -279,11 +314,13 @@ class _PagePair:
         met: set[ObjectId] = set()
         for offset, page_id in self._new:
             # once is enough for a page that repeats (zeros, or a hostile peer's tower of them)
-            if page_id in met or self._owner.is_known_page(page_id, self._type):
+            if page_id in met or self._is_known(page_id):
                 continue
             met.add(page_id)
             page = self._read(page_id, level, is_new=True)
-            self._owner.met_new_page(page_id, self._type, bases.get(offset))
+            self._owner.met_new_page(
+                page_id, self._type, bases.get(offset), is_scoped=self._is_scoped
+            )
             if level == 0:
                 self._new_leaves.append((offset, page))
             below += _children(offset, page)
@@ -298,12 +335,15 @@ class _PagePair:
                 continue
             met.add(page_id)
             page = self._read(page_id, level, is_new=False)
-            self._owner.added.replaced.pages(self._type).add(page_id)
+            self._replaced.add(page_id)
             if level == 0:
                 self._old_leaves.append((offset, page))
             below += _children(offset, page)
             yield
         self._old = below
+
+    def _is_known(self, page_id: ObjectId) -> bool:
+        return self._owner.is_known_page(page_id, self._type, is_scoped=self._is_scoped)
 
     def _read(self, page_id: ObjectId, level: int, *, is_new: bool) -> Page:
         page = self._owner.read_page(page_id, self._type, is_new=is_new)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from dmsync import __version__
 from dmsync.core.graph import GraphView, ancestors_difference
@@ -9,7 +10,7 @@ from dmsync.core.ids import DotId, ObjectId
 from dmsync.engine.background import in_thread
 from dmsync.engine.ports import SyncStore
 from dmsync.engine.session import Session
-from dmsync.errors import ProtocolError, RevisionNotFound
+from dmsync.errors import ProtocolError, RevisionNotFound, VersionMismatch
 from dmsync.wire import limits
 from dmsync.wire.messages import (
     Hello,
@@ -21,6 +22,10 @@ from dmsync.wire.messages import (
 )
 from dmsync.wire.negotiation import Negotiator
 
+HOLLOW: Final = "hollow"
+"""Capability: knows commits without content, and dots of which only some subdots are kept."""
+TAGS: Final = "tags"
+"""Capability: knows annotated tags, and signatures of commits and tags."""
 Greeted = Callable[[], None]
 """Called once the other side has proven to be a dm server: an address is worth remembering."""
 
@@ -30,7 +35,14 @@ def hello(store: SyncStore) -> Hello:
     return Hello(
         version_min=limits.VERSION_MIN,
         version_max=limits.VERSION_MAX,
-        capabilities=(("hash", "blake3-256"), ("zstd", "1"), ("resume", "1"), ("atomic", "1")),
+        capabilities=(
+            ("hash", "blake3-256"),
+            ("zstd", "1"),
+            ("resume", "1"),
+            ("atomic", "1"),
+            (HOLLOW, "1"),
+            (TAGS, "1"),
+        ),
         required=(),
         agent=f"dmsync/{__version__}",
         cluster_id=store.catalog.cluster_id(),
@@ -41,7 +53,10 @@ def hello(store: SyncStore) -> Hello:
 
 @dataclass(frozen=True)
 class RemoteDot:
-    """What the server said about one dot. `dot` None: it has none of that name for us."""
+    """What the server said about one dot. `dot` None: it has none of that name for us.
+
+    `hollow`: some of its commits lack content there; `subdots`: whose content it keeps (None: all).
+    """
 
     dot: DotId | None
     namespace: str
@@ -53,9 +68,11 @@ class RemoteDot:
     cluster_id: bytes
     epoch: int
     seq: int
+    hollow: bool = False
+    subdots: tuple[str, ...] | None = None
 
     def tips(self) -> list[ObjectId]:
-        return list(dict.fromkeys(value.id for value in self.refs.values()))
+        return list(dict.fromkeys(value.commit for value in self.refs.values()))
 
     def branch_chain(self, branch: str) -> list[str]:
         """`branch` and the branches it stems from, as far as they exist, itself first."""
@@ -75,13 +92,21 @@ async def open_dot(
     ask: Refs,
     probe: Sequence[ObjectId] = (),
     greeted: Greeted | None = None,
+    *,
+    is_partial: bool = False,
 ) -> tuple[RemoteDot, KnownReply | None]:
     """Greet and name a dot in one round trip; `probe` commits are asked about along with it.
 
-    `greeted` is called, in a thread, when a dm server has answered.
+    `greeted` is called, in a thread, when a dm server has answered. `is_partial`: this side has or
+    wants commits without content, or some subdots only.
+
+    Raises:
+        VersionMismatch: the server does not know such a thing.
     """
     await session.send(hello(store), ask, *([KnownQuery(tuple(probe))] if probe else []))
     peer = await session.expect(Hello)
+    if is_partial:
+        require_hollow(peer)
     if greeted is not None:
         await in_thread(greeted)
     pages = [await session.expect(RefsReply)]
@@ -105,8 +130,42 @@ async def open_dot(
         peer.cluster_id,
         first.epoch,
         first.seq,
+        first.hollow,
+        first.subdots,
     )
     return remote, answer
+
+
+def require_hollow(peer: Hello | None) -> None:
+    """Refuse a peer that takes every commit it hears of for a complete one.
+
+    Raises:
+        VersionMismatch.
+    """
+    if peer is None or HOLLOW not in dict(peer.capabilities):
+        raise VersionMismatch(
+            "this dot is not complete on one side, and the other side's dm is too old to know that",
+            hint="upgrade it, or use a dot with all its content",
+            agent=peer.agent if peer else "",
+        )
+
+
+def knows_tags(peer: Hello | None) -> bool:
+    """Whether the peer can be sent tag objects and signatures."""
+    return peer is not None and TAGS in dict(peer.capabilities)
+
+
+async def ask_known(session: Session, commits: Sequence[ObjectId]) -> dict[ObjectId, int]:
+    """What the server holds of commits (Known values)."""
+    states: dict[ObjectId, int] = {}
+    for first in range(0, len(commits), limits.KNOWN_IDS_MAX):
+        query = tuple(commits[first : first + limits.KNOWN_IDS_MAX])
+        await session.send(KnownQuery(query))
+        answer = (await session.expect(KnownReply)).states
+        if len(answer) != len(query):
+            raise ProtocolError("KNOWN_REPLY does not answer the ids asked")
+        states.update(zip(query, answer, strict=True))
+    return states
 
 
 @dataclass(frozen=True)

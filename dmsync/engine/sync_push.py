@@ -1,7 +1,7 @@
 """Push: send branches, what they stem from, and the commits these need, to a remote dot."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -11,7 +11,24 @@ from dmsync.core.ids import DotId, ObjectId
 from dmsync.engine.background import in_thread
 from dmsync.engine.ports import ByteStream, Silent, SyncProgress, SyncStore
 from dmsync.engine.session import Session, in_steps
-from dmsync.engine.sync_opening import Frontier, Greeted, RemoteDot, negotiate, open_dot, ref_target
+from dmsync.engine.sync_hollow import (
+    Contents,
+    Selection,
+    content_absent_there,
+    holding_of,
+    scope_of,
+    select_for_push,
+)
+from dmsync.engine.sync_opening import (
+    Frontier,
+    Greeted,
+    RemoteDot,
+    ask_known,
+    knows_tags,
+    negotiate,
+    open_dot,
+    ref_target,
+)
 from dmsync.engine.sync_records import (
     Outgoing,
     joined_records,
@@ -19,6 +36,8 @@ from dmsync.engine.sync_records import (
     send_records,
 )
 from dmsync.engine.sync_refs import MOVING, decide
+from dmsync.engine.sync_tags import signature_pages
+from dmsync.engine.tags import peel
 from dmsync.engine.transfers import TransferLog
 from dmsync.errors import DmError, DotIdClash, DotNotFound, ProtocolError, RevisionNotFound
 from dmsync.storage.catalog import RefRow
@@ -28,6 +47,7 @@ from dmsync.wire.limits import FRONTIER_MAX
 from dmsync.wire.messages import (
     Ack,
     Intent,
+    Known,
     Message,
     Push,
     Ready,
@@ -38,6 +58,7 @@ from dmsync.wire.messages import (
     RefStatus,
     RefUpdate,
     Result,
+    Signatures,
     Update,
 )
 from dmsync.wire.windows import SendWindow
@@ -83,6 +104,8 @@ class PushedRef:
 class PushSummary:
     """What a push did. `resumed_bytes` are decoded bytes the server held from a cut attempt.
 
+    `commits_hollow` of the commits sent went by their record alone: their content is not here.
+    `tags_left_out`: the server is too old for annotated tags, or the content is not here.
     `bytes_planned`: what a dry run would send, before compression (pages are estimated).
     """
 
@@ -91,6 +114,7 @@ class PushSummary:
     remote_name: str
     transfer_id: bytes | None
     commits_sent: int = 0
+    commits_hollow: int = 0
     objects_sent: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -101,6 +125,9 @@ class PushSummary:
     elapsed_s: float = 0.0
     nothing_to_do: bool = False
     bytes_planned: int = 0
+    tags_left_out: tuple[str, ...] = ()
+    remote_is_hollow: bool = False
+    """Some commits are there by their record alone, and a push does not fill them."""
 
 
 async def push(
@@ -143,19 +170,30 @@ class _Pushing:
             actor=request.actor,
         )
         self.log.dot = request.dot
-        self.graph = self.store.catalog.graph(request.dot)
+        self.here = holding_of(self.store, request.dot)
+        self.graph = self.here.graph
         self.outgoing = Outgoing(self.store.objects(request.dot))
+        self.annotated: dict[ObjectId, ObjectId] = {}
+        """Annotated tags to push, and the commits they name."""
+        self.tags_left_out: tuple[str, ...] = ()
+        self.sent: list[ObjectId] = []
+        """Commits and tags that this push brings: their signatures go along."""
 
     async def run(self) -> PushSummary:
         targets = self._targets()
         self.log.branch = targets[0].ref.partition("/")[2]
         remote = await self._open()
+        targets = self._understood(targets)
         updates = [u for u in map(self._with_lease, targets) if not self._is_done(u, remote)]
         if remote.dot is not None and not updates:
             return await in_thread(partial(self._nothing_to_do, targets, remote))
         self._refuse_locally(updates, remote)
         frontier = await self._frontier(updates, remote)
-        await in_steps(self.outgoing.add_commits(frontier.missing))
+        selection = await self._selection(updates, remote, frontier.missing)
+        await in_steps(self.outgoing.add(selection, scope_of(remote.subdots)))
+        tags = [update.new for update in updates if update.new in self.annotated]
+        self.outgoing.add_tags(tags)
+        self.sent = [*selection.listed, *(commit for commit, _ in selection.complete), *tags]
         push = self._message(updates, remote, frontier)
         if self.request.dry_run:
             return self._summary(remote, self._foreseen(updates, remote), None)
@@ -213,8 +251,27 @@ class _Pushing:
     def _tags(self) -> list[tuple[str, ObjectId]]:
         if not self.request.tags:
             return []
-        refs = self.store.catalog.refs(self.request.dot, "tag/")
-        return [(row.name, row.target) for row in refs if self.graph.has(row.target)]
+        found = []
+        for row in self.store.catalog.refs(self.request.dot, "tag/"):
+            commit = peel(self.store, self.request.dot, row.target)
+            if commit in self.here.hollow:
+                self.tags_left_out += (row.short_name,)  # it cannot be a tip anywhere
+            elif self.graph.has(commit):
+                found.append((row.name, row.target))
+                if commit != row.target:
+                    self.annotated[row.target] = commit
+        return found
+
+    def _commit_of(self, update: RefUpdate) -> ObjectId:
+        return self.annotated.get(update.new, update.new)
+
+    def _understood(self, targets: list[RefUpdate]) -> list[RefUpdate]:
+        """Leave out the annotated tags when the server knows no such thing."""
+        if knows_tags(self.session.connection.peer):
+            return targets
+        left_out = [target.ref for target in targets if target.new in self.annotated]
+        self.tags_left_out += tuple(ref.removeprefix("tag/") for ref in left_out)
+        return [target for target in targets if target.ref not in left_out]
 
     def _with_lease(self, update: RefUpdate) -> RefUpdate:
         if update.mode is not RefMode.LEASE:
@@ -234,7 +291,10 @@ class _Pushing:
             raise DotNotFound("no such dot here")
         self.local_name = row.name
         ask = Refs(request.dot, request.remote_namespace, request.remote_name, Intent.PUSH)
-        remote, _ = await open_dot(self.session, self.store, ask, greeted=self.greeted)
+        is_partial = bool(self.here.hollow) or self.here.subdots is not None
+        remote, _ = await open_dot(
+            self.session, self.store, ask, greeted=self.greeted, is_partial=is_partial
+        )
         if remote.dot not in (None, request.dot):
             raise DotIdClash("the server answered with another dot", hint="this is a server error")
         return remote
@@ -259,7 +319,8 @@ class _Pushing:
         """What this side can tell alone is refused before anything is sent."""
         for update in updates:
             current = remote.refs.get(update.ref)
-            if current is None or not self.graph.has(current.id):
+            is_telling = update.mode is RefMode.CREATE  # whatever stands there
+            if current is None or not (is_telling or self.graph.has(current.id)):
                 continue
             decision = decide(self.graph, update, current.id, lambda ref: ref)
             if decision.error is not None and (self._is_atomic(updates) or len(updates) == 1):
@@ -270,10 +331,34 @@ class _Pushing:
         return self.request.atomic or (len(updates) > 1 and self.request.branches is not None)
 
     async def _frontier(self, updates: list[RefUpdate], remote: RemoteDot) -> Frontier:
-        wanted = list(dict.fromkeys(update.new for update in updates))
+        wanted = list(dict.fromkeys(map(self._commit_of, updates)))
         if remote.dot is None:
             return Frontier([], list(ancestors_difference(self.graph, wanted, [])))
         return await negotiate(self.session, self.graph, wanted, remote.tips())
+
+    async def _selection(
+        self, updates: list[RefUpdate], remote: RemoteDot, missing: list[ObjectId]
+    ) -> Selection:
+        """What goes with content. Only a server with hollow commits is asked where its content is.
+
+        Raises:
+            ContentAbsent: a tip's content is neither here nor there.
+        """
+        lacking = set(missing)
+        tips = dict.fromkeys(map(self._commit_of, updates))
+        states: dict[ObjectId, int] = {}
+        if remote.hollow:
+            edge = dict.fromkeys(tip for tip in tips if tip not in lacking)
+            for commit in missing:
+                edge.update(dict.fromkeys(self.graph.parents(commit)))
+            states = await ask_known(self.session, [c for c in edge if c not in lacking])
+        there = frozenset(c for c, state in states.items() if state == Known.CONTENT)
+        upgrades = [t for t in tips if states.get(t) == Known.RECORD_ONLY]
+        for tip in (*upgrades, *lacking.intersection(tips)):
+            if tip in self.here.hollow:
+                raise content_absent_there(tip)
+        contents = Contents(there if remote.hollow else None)
+        return await in_thread(partial(select_for_push, self.here, missing, upgrades, contents))
 
     def _message(self, updates: list[RefUpdate], remote: RemoteDot, frontier: Frontier) -> Push:
         missing = set(frontier.missing)
@@ -283,7 +368,10 @@ class _Pushing:
             current = remote.refs.get(update.ref)
             if missing and current is not None and not self.graph.has(current.id):
                 ahead = sum(
-                    1 for _ in ancestors_difference(self.graph, [update.new], frontier.heads)
+                    1
+                    for _ in ancestors_difference(
+                        self.graph, [self._commit_of(update)], frontier.heads
+                    )
                 )
             counted.append(
                 RefUpdate(
@@ -330,6 +418,7 @@ class _Pushing:
         for joined, count in joined_records(records):
             messages.append(Records(joined))
             self.window.sent(len(joined), count)
+        messages += self._signatures(push)
         await self.session.send(*messages, Update(push.transfer, self.window.records_sent))
         await self._ready(push)
 
@@ -348,7 +437,13 @@ class _Pushing:
         else:
             await send_plan_and_wait(self.session, self.outgoing, [push], opened)
         await send_records(self.session, self.outgoing, self.window, self.progress)
-        await self.session.send(Update(push.transfer, self.window.records_sent))
+        signatures = await in_thread(partial(self._signatures, push))
+        await self.session.send(*signatures, Update(push.transfer, self.window.records_sent))
+
+    def _signatures(self, push: Push) -> list[Signatures]:
+        if not knows_tags(self.session.connection.peer):
+            return []
+        return list(signature_pages(self.store, push.dot, push.transfer, self.sent))
 
     async def _ready(self, push: Push) -> None:
         ready = await self.session.expect(Ready)
@@ -383,8 +478,12 @@ class _Pushing:
         for update in updates:
             current = remote.refs.get(update.ref)
             old = current.id if current else None
-            if old is not None and not self.graph.has(old):
-                refs.append(PushedRef(update.ref, RefStatus.REFUSED, old, old))
+            is_telling = update.mode is RefMode.CREATE
+            if old is not None and not (is_telling or self.graph.has(old)):
+                # a parent branch that moved on there is not asked to move
+                is_parent = update.mode is RefMode.ADVANCE
+                status = RefStatus.LEFT if is_parent else RefStatus.REFUSED
+                refs.append(PushedRef(update.ref, status, old, old))
                 continue
             decision = decide(self.graph, update, old, lambda ref: ref)
             new = update.new if decision.moves else old
@@ -399,6 +498,7 @@ class _Pushing:
         seen |= {ref.stash: ref.old for ref in refs if ref.stash and ref.old is not None}
         has_moved = self.log.has_moved or any(ref.status in MOVING for ref in refs)
         summary = self._summary(remote, refs, self.log.id, nothing_to_do=not has_moved)
+        summary = replace(summary, commits_hollow=result.hollow_count)
         done = self._log_summary(summary)
         events = self.log.finish_events("done", done) if has_moved else []
         self._record(remote, seen, events, (result.epoch, result.seq))
@@ -441,6 +541,7 @@ class _Pushing:
             remote_name=remote.name or self.request.remote_name or self.local_name,
             transfer_id=transfer,
             commits_sent=self.outgoing.commits_count,
+            commits_hollow=self.outgoing.hollow_count,
             objects_sent=self.window.records_sent if transfer else len(self.outgoing.plan),
             bytes_sent=self.session.bytes_sent,
             bytes_received=self.session.bytes_received,
@@ -451,12 +552,15 @@ class _Pushing:
             elapsed_s=time.monotonic() - self.began_s,
             nothing_to_do=nothing_to_do,
             bytes_planned=0 if transfer else sum(p.raw_bytes for p in self.outgoing.plan),
+            tags_left_out=self.tags_left_out,
+            remote_is_hollow=remote.hollow,
         )
 
     def _log_summary(self, summary: PushSummary) -> tuple[tuple[str, str | int | None], ...]:
         return (
             ("refs_moved", sum(ref.status in MOVING for ref in summary.refs)),
             ("commits", summary.commits_sent),
+            ("commits_hollow", summary.commits_hollow),
             ("objects", summary.objects_sent),
             ("bytes_sent", summary.bytes_sent),
             ("bytes_received", summary.bytes_received),
@@ -484,7 +588,10 @@ def tracking_ref(remote: str, ref: str) -> str:
 def tracking_changes(
     store: SyncStore, dot: DotId, remote: str, seen: dict[str, ObjectId], kind: str
 ) -> list[Event]:
-    """RefChanged for each branch of `seen` whose tracking ref says otherwise."""
+    """RefChanged for each branch of `seen` whose tracking ref says otherwise.
+
+    A tip that is hollow here is left for the next fetch, which brings its content.
+    """
     if store.catalog.remote(remote) is None:
         return []  # pushed to or fetched from a URL: nothing is remembered
     graph = store.catalog.graph(dot)
@@ -492,7 +599,8 @@ def tracking_changes(
     for ref, commit in seen.items():
         name = tracking_ref(remote, ref)
         old = ref_target(store, dot, name)
-        if ref.startswith("branch/") and old != commit and graph.has(commit):
+        is_branch = ref.startswith("branch/") and old != commit and graph.has(commit)
+        if is_branch and not store.catalog.is_hollow(dot, commit):
             changes.append(RefChanged(dot, name, old, commit, kind, ""))
     return changes
 

@@ -7,12 +7,21 @@ from typing import Final, NamedTuple
 
 from dmsync.core.delta import compress, compress_with_prefix
 from dmsync.core.ids import KEY_BYTES, Kind, ObjectId, short_key
-from dmsync.core.objects import Commit, Entry, commit_from_bytes
+from dmsync.core.objects import Commit, Entry, EntryKind, commit_from_bytes
+from dmsync.core.pages import directory_entries
 from dmsync.core.records import BaseSlice, Encoding, Record, encode_record, parse_header
 from dmsync.engine.background import in_thread
 from dmsync.engine.file_content import check_content
 from dmsync.engine.ports import SyncProgress
 from dmsync.engine.session import Session, in_steps
+from dmsync.engine.sync_hollow import (
+    Arrivals,
+    Holding,
+    Selection,
+    comparisons,
+    complete_children,
+    scope_of,
+)
 from dmsync.engine.sync_objects import AddedObjects, FileKey, ObjectSet, RootComparison, Steps
 from dmsync.errors import BadObject, ObjectMissing, ProtocolError
 from dmsync.storage.object_store import ObjectStore
@@ -24,11 +33,12 @@ from dmsync.wire.limits import (
     PLAN_PAGES_INFLIGHT_MAX,
     RECORDS_BYTES_JOINED,
 )
-from dmsync.wire.messages import Ack, Message, Plan, PlanReply, Records
+from dmsync.wire.messages import HOLLOW_COMMIT, Ack, Message, Plan, PlanReply, Records
 from dmsync.wire.windows import ReceiveWindow, SendWindow
 
 EAGER_OBJECTS_MAX: Final = 8192
 """More objects than this do not fit EAGER_BYTES_MAX in any case worth trying."""
+RECORD_RAW_BYTES_GUESS: Final = 512
 PAGE_RAW_BYTES_GUESS: Final = 4096
 """For progress totals only: the plan does not read the sizes of pages and commits."""
 
@@ -38,7 +48,9 @@ class PlannedObject(NamedTuple):
     oid: ObjectId
     raw_bytes: int
     base: ObjectId | None
-    """What takes its place in the first parent: a delta base when it must be re-encoded."""
+    """What takes its place in the commit compared with: a delta base when it is re-encoded."""
+    is_hollow: bool = False
+    """A commit that goes without its content."""
 
 
 class Outgoing:
@@ -50,6 +62,7 @@ class Outgoing:
     def __init__(self, objects: ObjectStore) -> None:
         self.plan: list[PlannedObject] = []
         self.commits_count = 0
+        self.hollow_count = 0
         self.verbatim_count = 0
         self.reencoded_count = 0
         self.resumed_bytes = 0
@@ -60,36 +73,82 @@ class Outgoing:
     # --- planning -----------------------------------------------------------------------------
 
     def add_commits(self, commits: Iterable[ObjectId]) -> Steps:
-        """Plan `commits`, parents first; parents outside them are complete at the peer."""
-        listed: set[ObjectId] = set()
+        """Plan `commits`, parents first, all with content; parents outside them are complete at
+        the peer."""
+        parents = {commit: self._commit(commit).parents for commit in commits}
+        complete = [(commit, above[0] if above else None) for commit, above in parents.items()]
+        yield from self.add(Selection((), complete, lambda commit: commit not in parents))
+
+    def add(self, selection: Selection, scope: frozenset[bytes] | None = None) -> Steps:
+        """Plan what was selected, of each root the entries in `scope` (None: all)."""
+        for commit_id in selection.listed:
+            record = PlannedObject(Kind.COMMIT, commit_id, RECORD_RAW_BYTES_GUESS, None, True)
+            self.plan.append(record)
+        self.hollow_count = len(selection.listed)
+        self.commits_count += self.hollow_count
         known = ObjectSet()
-        for commit_id in commits:
+        for commit_id, base in selection.complete:
             commit = self._commit(commit_id)
-            added = yield from self._added_by(commit, known, listed)
+            added = yield from self._added_by(commit, base, selection, known, scope)
             self._list(commit_id, added)
             added.add_to(known)
-            listed.add(commit_id)
             self.commits_count += 1
             yield
+        # what is planned is there only once it was sent, also when a comparison calls it old
+        self._held.difference_update(short_key(planned.oid) for planned in self.plan)
+
+    def add_tags(self, tags: Iterable[ObjectId]) -> None:
+        """Plan annotated tags' objects, after the commits they name."""
+        for tag in tags:
+            self.plan.append(PlannedObject(Kind.TAG, tag, RECORD_RAW_BYTES_GUESS, None))
 
     def _commit(self, commit: ObjectId) -> Commit:
         return commit_from_bytes(self._objects.read_commit(commit), trusted=True)
 
     def _added_by(
-        self, commit: Commit, known: ObjectSet, listed: set[ObjectId]
+        self,
+        commit: Commit,
+        base: ObjectId | None,
+        selection: Selection,
+        known: ObjectSet,
+        scope: frozenset[bytes] | None,
     ) -> Generator[None, None, AddedObjects]:
-        first = self._commit(commit.parents[0]).root if commit.parents else None
-        comparison = RootComparison(self._objects, first, commit.root, known, trusted=True)
+        old = None if base is None else self._commit(base).root
+        held = [parent for parent in commit.parents if selection.has_base(parent)]
+        if self._objects.is_partial():
+            self._know_subdots(held, known, scope)
+        comparison = RootComparison(
+            self._objects, old, commit.root, known, trusted=True, scope=scope
+        )
         yield from comparison.steps()
         added = comparison.added
-        for parent in commit.parents[1:]:
-            if parent not in listed:
-                yield from self._subtract(added, self._commit(parent).root, commit.root, known)
+        for parent in held:
+            if parent != base:
+                other = self._commit(parent).root
+                yield from self._subtract(added, other, commit.root, known, scope)
         return added
 
-    def _subtract(self, added: AddedObjects, other: Entry, root: Entry, known: ObjectSet) -> Steps:
+    def _know_subdots(
+        self, held: Iterable[ObjectId], known: ObjectSet, scope: frozenset[bytes] | None
+    ) -> None:
+        """The subdots of commits that are at the peer: a merge may have taken one whole from a
+        further parent, and its pages are not here to be compared."""
+        for commit in held:
+            for entry in directory_entries(self._objects, self._commit(commit).root.tree):
+                is_there = scope is None or entry.name in scope
+                if is_there and entry.kind is EntryKind.DIRECTORY and entry.tree is not None:
+                    known.directories.add(entry.tree)
+
+    def _subtract(
+        self,
+        added: AddedObjects,
+        other: Entry,
+        root: Entry,
+        known: ObjectSet,
+        scope: frozenset[bytes] | None,
+    ) -> Steps:
         """Leave out what a further parent, complete at the peer, has."""
-        comparison = RootComparison(self._objects, other, root, known, trusted=True)
+        comparison = RootComparison(self._objects, other, root, known, trusted=True, scope=scope)
         yield from comparison.steps()
         needed = comparison.added
         for chunk in added.chunks.keys() - needed.chunks.keys():
@@ -103,7 +162,8 @@ class Outgoing:
         for page, (_, base) in added.pages.items():
             self.plan.append(PlannedObject(Kind.PAGE, page, PAGE_RAW_BYTES_GUESS, base))
         self.plan.append(PlannedObject(Kind.COMMIT, commit_id, PAGE_RAW_BYTES_GUESS, None))
-        for ids in (added.replaced.chunks, added.replaced.directories, added.replaced.manifests):
+        old = added.replaced
+        for ids in (old.chunks, old.directories, old.manifests, old.scoped_roots):
             self._held.update(map(short_key, ids))
 
     def pages(self, *, eager: bool) -> Iterator[Plan]:
@@ -113,7 +173,7 @@ class Outgoing:
             page = self.plan[first : first + PLAN_ENTRIES_MAX]
             yield Plan(
                 first,
-                bytes(planned.kind for planned in page),
+                bytes(HOLLOW_COMMIT if planned.is_hollow else planned.kind for planned in page),
                 b"".join(short_key(planned.oid) for planned in page),
                 len(self.plan),
                 raw_bytes,
@@ -184,20 +244,22 @@ class Outgoing:
                 continue
             stack.pop()
             del unsent[key]
-            yield self._sendable(current, record)
+            yield self._sendable(current, record, unsent)
             self._held.add(key)
 
-    def _sendable(self, planned: PlannedObject, record: Record) -> bytes:
+    def _sendable(
+        self, planned: PlannedObject, record: Record, unsent: dict[bytes, PlannedObject]
+    ) -> bytes:
         if all(base.key in self._held for base in record.bases):
             self.verbatim_count += 1
             return encode_record(record)
         self.reencoded_count += 1
-        return encode_record(self._reencoded(planned))
+        return encode_record(self._reencoded(planned, unsent))
 
-    def _reencoded(self, planned: PlannedObject) -> Record:
+    def _reencoded(self, planned: PlannedObject, unsent: dict[bytes, PlannedObject]) -> Record:
         """A record that needs only what the peer has: a delta on the replaced object, or whole."""
         data = self._objects.read(planned.kind, planned.oid)
-        base = planned.base
+        base = self._replacement(planned, unsent)
         if base is not None and self._can_be_base(planned.kind, base):
             frame = compress_with_prefix(data, self._objects.read(planned.kind, base))
             if len(frame) < len(data) // 2:
@@ -207,6 +269,17 @@ class Outgoing:
         if len(frame) < len(data):
             return Record(planned.kind, Encoding.ZSTD, len(data), frame)
         return Record(planned.kind, Encoding.RAW, len(data), data)
+
+    def _replacement(
+        self, planned: PlannedObject, unsent: dict[bytes, PlannedObject]
+    ) -> ObjectId | None:
+        """What takes the object's place in the nearest commit that the peer has by now: commits
+        that are compared with their children are sent before these."""
+        base, seen = planned.base, {planned.oid}
+        while base is not None and base not in seen and (later := unsent.get(short_key(base))):
+            seen.add(base)
+            base = later.base
+        return base
 
     def _can_be_base(self, kind: Kind, base: ObjectId) -> bool:
         return short_key(base) in self._held and self._objects.has(kind, base)
@@ -293,6 +366,8 @@ class Incoming:
         """Chunks of this session, decoded and hashed already, and their lengths in bytes."""
         self.window = ReceiveWindow(last_ack_s=time.monotonic())
         self.resumed_count = 0
+        self._commit_keys: set[bytes] = set()
+        self._hollow_keys: set[bytes] = set()
         self._objects = objects
         self._reveal = reveal
         self._session = session
@@ -313,12 +388,25 @@ class Incoming:
         ):
             raise ProtocolError("PLAN does not add up to its total")
         bitmap = bytearray((len(plan.kinds) + 7) // 8)
-        for position in range(len(plan.kinds)):
+        for position, kind in enumerate(plan.kinds):
             key = plan.keys[KEY_BYTES * position : KEY_BYTES * (position + 1)]
+            if kind == Kind.COMMIT:
+                self._commit_keys.add(key)
+            elif kind == HOLLOW_COMMIT:
+                self._hollow_keys.add(key)
             if self.quarantine.has_key(key) or (self._reveal and self._objects.has_key(key)):
                 bitmap[position // 8] |= 1 << position % 8
                 self.resumed_count += 1
         return PlanReply(plan.first_index, len(plan.kinds), bytes(bitmap))
+
+    def comes_complete(self, commit: ObjectId) -> bool:
+        """Does the plan name the commit with its content?"""
+        return short_key(commit) in self._commit_keys
+
+    def comes_hollow(self, commit: ObjectId) -> bool:
+        """Does the plan name the commit only as one without content?"""
+        key = short_key(commit)
+        return key in self._hollow_keys and key not in self._commit_keys
 
     async def next_message(self) -> Message:
         """The next message; what came before is made durable when it has to wait too long."""
@@ -375,24 +463,34 @@ class Incoming:
 
 
 def prove_closure(
-    incoming: Incoming, is_complete: Callable[[ObjectId], bool], tips: Iterable[ObjectId]
-) -> Generator[None, None, list[ObjectId]]:
-    """Prove that every commit reachable from `tips` has all its objects here, by full id, and
-    that each new or changed file's size and content are what its chunks say.
+    incoming: Incoming, here: Holding, tips: Iterable[ObjectId]
+) -> Generator[None, None, Arrivals]:
+    """Prove that every commit reachable from `tips` is here, with all its objects by full id
+    unless the plan calls it hollow, and that each new or changed file's size and content are what
+    its chunks say. So too for hollow commits of ours that the plan names with content.
 
-    Returns the commits that were not complete before, parents first.
+    Of each root the subdots are proven that `here` keeps. Whether a commit may be hollow is for
+    the caller to judge.
 
     Raises:
         ObjectMissing, HashMismatch, BadObject: something is not there or not valid.
     """
     quarantine = incoming.quarantine
-    order = yield from _new_commits(quarantine, is_complete, tips)
+    new = yield from _new_commits(quarantine, here.graph.has, tips)
+    deepened = sorted(filter(incoming.comes_complete, here.hollow), key=here.graph.generation)
+    claimed = [*deepened, *(c for c in new if not incoming.comes_hollow(c))]
+
+    def parents_of(commit: ObjectId) -> Sequence[ObjectId]:
+        return new[commit] if commit in new else here.graph.parents(commit)
+
+    children = complete_children(here, frozenset(deepened))
+    scope = scope_of(here.subdots)
     known = ObjectSet()
     proven: set[FileKey] = set()
-    for commit_id in order:
+    for commit_id, base in comparisons(claimed, parents_of, here.has_content, children):
         commit = _read_commit(quarantine, commit_id)
-        old = _read_commit(quarantine, commit.parents[0]).root if commit.parents else None
-        comparison = RootComparison(quarantine, old, commit.root, known, trusted=False)
+        old = None if base is None else _read_commit(quarantine, base).root
+        comparison = RootComparison(quarantine, old, commit.root, known, trusted=False, scope=scope)
         yield from comparison.steps()
         for chunk, (length, _) in comparison.added.chunks.items():
             _check_chunk(incoming, commit_id, chunk, length)
@@ -402,7 +500,7 @@ def prove_closure(
                 yield from check_content(quarantine, entry)
                 proven.add(key)
         comparison.added.add_to(known)
-    return order
+    return Arrivals(tuple(new), tuple(claimed))
 
 
 def _check_chunk(incoming: Incoming, commit: ObjectId, chunk: ObjectId, length: int) -> None:
@@ -425,26 +523,24 @@ def _read_commit(quarantine: Quarantine, commit: ObjectId) -> Commit:
 
 
 def _new_commits(
-    quarantine: Quarantine, is_complete: Callable[[ObjectId], bool], tips: Iterable[ObjectId]
-) -> Generator[None, None, list[ObjectId]]:
-    """Commits to prove, in an order with parents first. Hashes rule out cycles."""
-    order: list[ObjectId] = []
+    quarantine: Quarantine, is_known: Callable[[ObjectId], bool], tips: Iterable[ObjectId]
+) -> Generator[None, None, dict[ObjectId, tuple[ObjectId, ...]]]:
+    """Unknown commits and their parents, in an order with parents first. Hashes rule out cycles."""
+    order: dict[ObjectId, tuple[ObjectId, ...]] = {}
     parents: dict[ObjectId, tuple[ObjectId, ...]] = {}
-    done: set[ObjectId] = set()
     stack = list(tips)
     while stack:
         commit = stack[-1]
-        if commit in done or (commit not in parents and is_complete(commit)):
+        if commit in order or (commit not in parents and is_known(commit)):
             stack.pop()
             continue
         if commit not in parents:
             parents[commit] = _read_commit(quarantine, commit).parents
             yield
-        waiting = [p for p in parents[commit] if p not in done and not is_complete(p)]
+        waiting = [p for p in parents[commit] if p not in order and not is_known(p)]
         if waiting:
             stack.extend(waiting)
             continue
         stack.pop()
-        done.add(commit)
-        order.append(commit)
+        order[commit] = parents[commit]
     return order

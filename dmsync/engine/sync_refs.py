@@ -82,7 +82,8 @@ def tree_events(
     space, _, branch = decision.update.ref.partition("/")
     if not decision.moves or space != "branch":
         return ()
-    return hooks.switch_events(store, dot, branch, decision.update.new)
+    held = decision.stash[1] if decision.stash else decision.old
+    return hooks.switch_events(store, dot, branch, held, decision.update.new)
 
 
 def decide(
@@ -115,14 +116,19 @@ def _judge(
         return RefStatus.CREATED, None
     if current == update.new:
         return RefStatus.UP_TO_DATE, None
-    if update.mode is RefMode.CREATE:
+    is_tag = update.ref.startswith("tag/")
+    if update.mode is RefMode.CREATE or (is_tag and update.mode is not RefMode.LEASE):
         return RefStatus.REFUSED, AlreadyExists(
-            f"{shown_ref(update.ref)} exists already at {current.hex()[:12]}", ref=update.ref
+            f"{shown_ref(update.ref)} exists already at {current.hex()[:12]}",
+            hint="a tag that is there is not moved: push without --tags, or under another name"
+            if is_tag
+            else "",
+            ref=update.ref,
         )
     if update.mode is RefMode.LEASE:
         if update.expected != current:
             return RefStatus.REFUSED, _conflict(update, current)
-        ahead = is_ancestor(graph, current, update.new)
+        ahead = not is_tag and is_ancestor(graph, current, update.new)
         return (RefStatus.FAST_FORWARD if ahead else RefStatus.FORCED), None
     if is_ancestor(graph, current, update.new):
         return RefStatus.FAST_FORWARD, None

@@ -7,17 +7,31 @@ read are answered alike. Refs are checked and moved in one transaction, after cl
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from dmsync.core.events import CommitsAdded, DotCreated, Event
-from dmsync.core.graph import ancestors_difference
+from dmsync.core.events import DotCreated, Event
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import full_name
 from dmsync.engine.background import in_thread, steps_in_thread
 from dmsync.engine.ports import Access, ByteStream, Silent, SyncStore, TargetTree, Verb
 from dmsync.engine.session import Session, in_steps
-from dmsync.engine.sync_opening import graph_of, hello, ref_target
+from dmsync.engine.sync_hollow import (
+    Arrivals,
+    Holding,
+    holding_of,
+    is_hollow_here,
+    scope_of,
+    select_for_fetch,
+)
+from dmsync.engine.sync_opening import (
+    NoCommits,
+    graph_of,
+    hello,
+    knows_tags,
+    ref_target,
+    require_hollow,
+)
 from dmsync.engine.sync_records import (
     Incoming,
     Outgoing,
@@ -30,17 +44,27 @@ from dmsync.engine.sync_refs import (
     Decision,
     decide,
     early_divergence,
+    shown_ref,
     stash_name,
     tree_events,
 )
+from dmsync.engine.sync_tags import (
+    ReceivedSignatures,
+    advertised_tags,
+    is_here,
+    received_tag,
+    signature_pages,
+    tags_to_send,
+)
+from dmsync.engine.tags import peel
 from dmsync.engine.transfers import TransferLog
 from dmsync.errors import (
     AccessDenied,
+    ContentAbsent,
     DmError,
     DotIdClash,
     DotNotFound,
     ProtocolError,
-    RevisionNotFound,
 )
 from dmsync.storage.catalog import DotRow
 from dmsync.wire.connection import Role
@@ -66,6 +90,7 @@ from dmsync.wire.messages import (
     RefUpdate,
     RefValue,
     Result,
+    Signatures,
     Update,
 )
 from dmsync.wire.windows import SendWindow
@@ -134,6 +159,10 @@ class _Server:
         self._named = self._find(ask)
         row = self._named.row
         catalog = self._store.catalog
+        hollow = row is not None and bool(catalog.hollow_commits(row.dot))
+        subdots = None if row is None else catalog.scope(row.dot)
+        if hollow or subdots is not None:
+            require_hollow(self._session.connection.peer)
         refs = [] if row is None else self._advertised(row.dot)
         head = None if row is None else catalog.head(row.dot)
         for first in range(0, max(1, len(refs)), REFS_PAGE_MAX):
@@ -148,6 +177,8 @@ class _Server:
                     catalog.last_seq(),
                     catalog.epoch(),
                     tuple(refs[first : first + REFS_PAGE_MAX]),
+                    hollow,
+                    subdots,
                     last=first + REFS_PAGE_MAX >= len(refs),
                 )
             )
@@ -183,11 +214,14 @@ class _Server:
 
     def _advertised(self, dot: DotId) -> list[RefValue]:
         """Branches, tags and stashes by name; tracking refs are nobody else's business."""
-        return [
+        others = [
             RefValue(row.name, row.target, row.origin)
             for row in self._store.catalog.refs(dot)
-            if not row.name.startswith("remote/")
+            if not row.name.startswith(("remote/", "tag/"))
         ]
+        annotated = knows_tags(self._session.connection.peer)
+        tags = advertised_tags(self._store, dot, annotated=annotated)
+        return sorted([*others, *tags], key=lambda value: value.name)
 
     async def _answer_dots(self) -> None:
         catalog = self._store.catalog
@@ -209,11 +243,8 @@ class _Server:
 
     async def _answer_known(self, ask: KnownQuery) -> None:
         row = self._named.row
-        graph = None if row is None else self._store.catalog.graph(row.dot)
-        states = bytes(
-            Known.CONTENT if graph is not None and graph.has(commit) else Known.ABSENT
-            for commit in ask.ids
-        )
+        here = Holding(NoCommits()) if row is None else holding_of(self._store, row.dot)
+        states = bytes(map(partial(_known_state, here), ask.ids))
         await self._session.send(KnownReply(states))
 
     # --- fetch ------------------------------------------------------------------------------
@@ -222,24 +253,40 @@ class _Server:
         row = self._named.row
         if row is None or row.dot != ask.dot:
             raise DotNotFound("no such dot here, or not for you")
-        graph = self._store.catalog.graph(row.dot)
-        for want in ask.wants:
-            if not graph.has(want):
-                raise RevisionNotFound(f"commit {want.hex()[:12]} is not here (any more)")
-        frontier = [commit for commit in ask.frontier if graph.has(commit)]
-        missing = ancestors_difference(graph, ask.wants, frontier)
+        here = holding_of(self._store, row.dot)
+        wants = [want for want in ask.wants if here.graph.has(want)]
+        asked_tags = [want for want in ask.wants if not here.graph.has(want)]
+        tags = await in_thread(
+            partial(tags_to_send, self._store, row.dot, asked_tags, wants, ask.frontier)
+        )
+        ask = replace(ask, wants=tuple(wants))
+        selection = await in_thread(partial(select_for_fetch, here, ask))
         outgoing = Outgoing(self._store.objects(row.dot))
-        await in_steps(outgoing.add_commits(missing))
+        await in_steps(outgoing.add(selection, scope_of(ask.subdots)))
+        outgoing.add_tags(tags)
         window = SendWindow()
         await send_outgoing(self._session, outgoing, window)
+        sent = [*selection.listed, *(commit for commit, _ in selection.complete), *tags]
         await self._session.send(
+            *await in_thread(partial(self._signatures, ask, sent)),
             Done(
                 ask.transfer,
                 window.records_sent,
                 outgoing.verbatim_count,
                 outgoing.reencoded_count,
-            )
+            ),
         )
+
+    def _signatures(self, ask: Fetch, sent: list[ObjectId]) -> list[Signatures]:
+        if not knows_tags(self._session.connection.peer):
+            return []
+        return list(signature_pages(self._store, ask.dot, ask.transfer, sent))
+
+
+def _known_state(here: Holding, commit: ObjectId) -> Known:
+    if not here.graph.has(commit):
+        return Known.ABSENT
+    return Known.RECORD_ONLY if commit in here.hollow else Known.CONTENT
 
 
 async def send_outgoing(session: Session, outgoing: Outgoing, window: SendWindow) -> None:
@@ -273,6 +320,9 @@ class _Reception:
         self._hooks = hooks
         self._named = named
         self._incoming: Incoming | None = None
+        self._signatures = ReceivedSignatures()
+        self._tags: dict[ObjectId, ObjectId] = {}
+        """Annotated tags that came, and the commits they name."""
         self._log = TransferLog(
             store,
             direction="receive",
@@ -286,7 +336,7 @@ class _Reception:
         await self._session.send(Ready(push.transfer, INFLIGHT_BYTES_MAX))
         try:
             incoming = await in_thread(partial(self._open_quarantine, push))
-            update = await self._receive(incoming)
+            update = await self._receive(push, incoming)
             await self._conclude(push, update, incoming)
         except DmError as exc:
             await in_thread(partial(self._log.record_failure, exc))
@@ -388,8 +438,8 @@ class _Reception:
 
     # --- data -------------------------------------------------------------------------------
 
-    async def _receive(self, incoming: Incoming) -> Update:
-        """Plan and records, up to UPDATE."""
+    async def _receive(self, push: Push, incoming: Incoming) -> Update:
+        """Plan, records and signatures, up to UPDATE."""
         eager = False
         while True:
             message = await incoming.next_message()
@@ -406,6 +456,8 @@ class _Reception:
                 case Records():
                     self._log.has_moved = True
                     await incoming.take(message, acknowledge=not eager)
+                case Signatures():
+                    self._signatures.take(message, push.transfer)
                 case Update():
                     incoming.check_count(message.records_sent)
                     return message
@@ -416,24 +468,37 @@ class _Reception:
         """Prove closure, then record everything and answer."""
         if update.transfer != push.transfer:
             raise ProtocolError("UPDATE of another transfer")
-        graph = graph_of(self._store, push.dot)
-        tips = [u.new for u in push.updates]
-        commits = await steps_in_thread(prove_closure(incoming, graph.has, tips))
-        decisions = await in_thread(partial(self._record, push, commits, incoming))
+        here = holding_of(self._store, push.dot)
+        self._tags = {
+            update.new: tag.target
+            for update in push.updates
+            if not here.graph.has(update.new)
+            and (tag := received_tag(incoming.quarantine, update.ref, update.new)) is not None
+        }
+        tips = [self._tags.get(update.new, update.new) for update in push.updates]
+        arrivals = await steps_in_thread(prove_closure(incoming, here, tips))
+        self._signatures.check(is_here(here.graph, incoming.quarantine, arrivals.new))
+        decisions = await in_thread(partial(self._record, push, arrivals, incoming))
         catalog = self._store.catalog
         outcomes = tuple(decision.outcome() for decision in decisions)
         await self._session.send(
-            Result(push.transfer, outcomes, catalog.last_seq(), catalog.epoch())
+            Result(
+                push.transfer,
+                outcomes,
+                catalog.last_seq(),
+                catalog.epoch(),
+                arrivals.hollow_count,
+            )
         )
 
-    def _record(self, push: Push, commits: list[ObjectId], incoming: Incoming) -> list[Decision]:
+    def _record(self, push: Push, arrivals: Arrivals, incoming: Incoming) -> list[Decision]:
         """Promote, move refs in one transaction, then the trees."""
-        if commits:
+        if arrivals or self._tags:
             incoming.quarantine.promote()
         with ExitStack() as locked:
             if self._named.row is not None:
                 locked.enter_context(self._hooks.locked(self._store, push.dot))
-            decisions = self._move_refs(push, commits, incoming)
+            decisions = self._move_refs(push, arrivals, incoming)
             self._hooks.finish_switches(self._store, push.dot)
         return decisions
 
@@ -453,27 +518,45 @@ class _Reception:
                 self._hooks.refuse_if_dirty(self._store, push.dot, branch)
         return tips
 
-    def _move_refs(self, push: Push, commits: list[ObjectId], incoming: Incoming) -> list[Decision]:
+    def _move_refs(self, push: Push, arrivals: Arrivals, incoming: Incoming) -> list[Decision]:
         """Record commits and refs, or nothing when nothing changes or `atomic` forbids it."""
         dirty = self._dirty_tips(push) if self._named.row is not None else {}
         catalog = self._store.catalog
-        if not commits and not self._anything_moves(push):
+        if not arrivals and not self._anything_moves(push):
             return self._decide_all(push, dirty)
         with catalog.transaction(self._log.command, self._log.actor, op_id=push.op) as tx:
             for event in self._creation(push):
                 tx.append(event)
-            if commits:
-                tx.append(CommitsAdded(push.dot, tuple(commits), self._log.id, None))
+            for event in arrivals.events(push.dot, self._log.id):
+                tx.append(event)
+            for event in self._signatures.events(catalog, push.dot):
+                tx.append(event)
             decisions = self._decide_all(push, dirty)
+            self._refuse_hollow(push.dot, decisions)
             for decision in decisions:
                 for change in decision.events(push.dot, "push", f"push by {self._log.actor}"):
                     tx.append(change)
                 for event in tree_events(self._hooks, self._store, push.dot, decision):
                     tx.append(event)
-            for event in self._log.finish_events("done", _summary(decisions, commits, incoming)):
+            for event in self._log.finish_events("done", _summary(decisions, arrivals, incoming)):
                 tx.append(event)
         self._log.finished()
         return decisions
+
+    def _refuse_hollow(self, dot: DotId, decisions: list[Decision]) -> None:
+        """A ref may name only what is here with its content. Raises ContentAbsent."""
+        for decision in decisions:
+            if not decision.moves:
+                continue
+            new = peel(self._store, dot, decision.update.new)
+            if is_hollow_here(self._store.catalog, dot, new):
+                raise ContentAbsent(
+                    f"{shown_ref(decision.update.ref)}: only the record of {new.hex()[:12]} came, "
+                    "not its content",
+                    hint="push from where the content is",
+                    ref=decision.update.ref,
+                    commit=new.hex(),
+                )
 
     def _anything_moves(self, push: Push) -> bool:
         return self._named.row is None or any(d.moves for d in self._decide_all(push, {}))
@@ -489,9 +572,12 @@ class _Reception:
         catalog = self._store.catalog
         graph = graph_of(self._store, push.dot)
         now_ns = time.time_ns()
+        pushed = {update.ref for update in push.updates}
 
         def free_name(ref: str) -> str:
-            return stash_name(ref, now_ns, lambda name: catalog.ref(push.dot, name) is not None)
+            return stash_name(
+                ref, now_ns, lambda name: name in pushed or catalog.ref(push.dot, name) is not None
+            )
 
         decisions = [
             decide(
@@ -510,11 +596,12 @@ class _Reception:
 
 
 def _summary(
-    decisions: list[Decision], commits: list[ObjectId], incoming: Incoming
+    decisions: list[Decision], arrivals: Arrivals, incoming: Incoming
 ) -> tuple[tuple[str, str | int | None], ...]:
     return (
         ("refs_moved", sum(decision.moves for decision in decisions)),
-        ("commits", len(commits)),
+        ("commits", len(arrivals.new)),
+        ("commits_hollow", arrivals.hollow_count),
         ("records", incoming.window.records_received),
         ("bytes", incoming.window.bytes_received),
     )

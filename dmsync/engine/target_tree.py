@@ -3,7 +3,7 @@
 Given to the sync functions by their callers, so that these know neither trees nor dots.
 """
 
-from dmsync.core.events import CommitsAdded, Event, TreeSwitchStarted
+from dmsync.core.events import CommitsAdded, Event, MergeEnded, TreeSwitchStarted
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.engine import switching, trees
 from dmsync.engine.dots import revive_dot
@@ -23,12 +23,17 @@ def _save_dirty(store: Store, dot: DotId, branch: str) -> ObjectId | None:
     return snapshot
 
 
-def _switch_events(store: Store, dot: DotId, branch: str, tip: ObjectId) -> list[Event]:
+def _switch_events(
+    store: Store, dot: DotId, branch: str, held: ObjectId | None, tip: ObjectId
+) -> list[Event]:
     """What to record with the move of a materialised branch, so that a kill cannot come between
     the ref and the knowledge that its tree is behind."""
     if trees.place_of(store, dot, branch) is None:
         return []
-    return [TreeSwitchStarted(dot, branch, None, tip, "sync")]
+    events: list[Event] = []
+    if store.catalog.merge(dot, branch) is not None:  # its state was kept with the stashed line
+        events.append(MergeEnded(dot, branch, "aborted"))
+    return [*events, TreeSwitchStarted(dot, branch, held, tip, "sync")]
 
 
 def _finish_switches(store: Store, dot: DotId) -> None:

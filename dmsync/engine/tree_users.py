@@ -24,8 +24,9 @@ class TreeUser:
     path: bytes
 
 
-def refuse_in_use(tree: bytes) -> None:
-    """Refuse to write into a tree that somebody else may be writing.
+def refuse_in_use(tree: bytes, *, insist: str = "--in-use") -> None:
+    """Refuse to write into a tree that somebody else may be writing. `insist` is what does it all
+    the same, empty where nothing does.
 
     Raises:
         WouldLose: naming the processes.
@@ -36,7 +37,8 @@ def refuse_in_use(tree: bytes) -> None:
         raise WouldLose(
             f"{len(users)} running processes have files of {os.fsdecode(tree)} open for writing: "
             f"{named}",
-            hint="stop the service first; --in-use switches the tree under it all the same",
+            hint="stop the service first"
+            + (f"; {insist} switches the tree under it all the same" if insist else ""),
             processes=[user.pid for user in users],
         )
 

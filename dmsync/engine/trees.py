@@ -34,6 +34,7 @@ from dmsync.engine.file_content import ChunkWriter
 from dmsync.engine.store import Store
 from dmsync.engine.tree_users import refuse_in_use
 from dmsync.errors import CaptureFailed, WouldLose
+from dmsync.storage.catalog_rows import ConflictRow, MergeRow
 from dmsync.storage.durable import make_directory_durable
 from dmsync.storage.stat_cache import StatCache
 
@@ -69,6 +70,10 @@ class StatusReport:
     """A kill cut a switch of this tree short: the next changing command completes it."""
     problem: CaptureFailed | None = None
     """The attached directory is gone or another one; its changes are not told then."""
+    merge: MergeRow | None = None
+    """What is being merged into the branch."""
+    conflicts: tuple[ConflictRow, ...] = ()
+    """Of that merge, by path, resolved ones too."""
 
 
 class _DryWriter:
@@ -104,6 +109,8 @@ def place_of(store: Store, dot: DotId, branch: str) -> TreePlace | None:
 
     An attached directory that is being switched counts as the branch it is switched to.
     """
+    if store.is_past:
+        return None  # what is in the directories now is of another time
     attached = store.catalog.tree(dot)
     if attached is not None:
         switching = attached.switching_to
@@ -163,6 +170,29 @@ def rename_place(store: Store, dot: DotId, place: TreePlace, branch: str) -> Non
     os.rename(place.path, os.fsencode(store.layout.tree_dir(dot, branch)))
 
 
+def settle_places(store: Store, dot: DotId) -> None:
+    """Let managed trees follow their branches where a kill came between: one whose branch was
+    renamed is renamed, one whose branch was deleted (and its state stored) is removed."""
+    if store.catalog.tree(dot) is not None:
+        return
+    try:
+        found = set(os.listdir(store.layout.trees_dir(dot)))
+    except FileNotFoundError:
+        return
+    found -= {row.short_name for row in store.catalog.branches(dot)}
+    for name in sorted(found - {store.catalog.head(dot)}):
+        place = place_for(store, dot, name)
+        last = store.catalog.reflog(dot, f"branch/{name}", count=1)
+        if last:
+            # Any other kind: it is unborn again, and its tree holds what was never committed.
+            if last[0].kind == "delete":
+                discard_place(store, dot, place)
+            continue
+        renamed = store.catalog.branch_renamed_from(dot, name)  # its reflog went with it
+        if renamed is not None and place_of(store, dot, renamed) is None:
+            rename_place(store, dot, place, renamed)
+
+
 def discard_place(store: Store, dot: DotId, place: TreePlace) -> None:
     """Remove the managed tree of a deleted branch, whose state has been stored."""
     assert not place.attached, "an attached directory is the user's"
@@ -204,6 +234,10 @@ def status(store: Store, dot: DotId) -> StatusReport:
     tip = branch_tip(store, dot, branch)
     place = place_of(store, dot, branch)
     if place is None:
+        try:
+            refuse_lost(store, dot, branch)
+        except CaptureFailed as problem:
+            return StatusReport(branch, tip, [], 0, False, problem=problem)
         return StatusReport(branch, tip, [], 0, False)
     try:
         check_place(store, dot, place, accept_moved=False)
@@ -211,7 +245,16 @@ def status(store: Store, dot: DotId) -> StatusReport:
         return StatusReport(branch, tip, [], 0, False, problem=problem)
     changes = tree_changes(store, dot, place, store.root(dot, tip))
     switching = any(switch.branch == branch for switch in store.catalog.switches(dot))
-    return StatusReport(branch, tip, changes, _bytes_of(changes), True, switching)
+    return StatusReport(
+        branch,
+        tip,
+        changes,
+        _bytes_of(changes),
+        True,
+        switching,
+        merge=store.catalog.merge(dot, branch),
+        conflicts=tuple(store.catalog.conflicts(dot, branch)),
+    )
 
 
 def _bytes_of(changes: Iterable[Change]) -> int:
@@ -230,12 +273,19 @@ def tree_changes(store: Store, dot: DotId, place: TreePlace, against: Entry) -> 
             stat_cache=cache,
             now_ns=store.clock()[0],
             root_metadata=place.root_metadata,
+            scope=store.scope(dot),
         ).changes
     # The tree was last known as something else (a working snapshot came back): what the cache
     # vouches for belongs to that state, so the tree is read against it and compared afterwards.
     writer = _DryWriter(store.objects(dot))
     live = capture(store, dot, place, writer, None)
     return tree_differences(writer, against, live.root)
+
+
+def live_root(store: Store, dot: DotId, place: TreePlace) -> tuple[PageReader, Entry]:
+    """The live tree as it would be recorded now, and a reader of its pages; stores nothing."""
+    writer = _DryWriter(store.objects(dot))
+    return writer, capture(store, dot, place, writer, None).root
 
 
 def changes_towards(store: Store, dot: DotId, place: TreePlace, target: Entry) -> list[Change]:
@@ -254,7 +304,13 @@ def refuse_if_dirty(store: Store, dot: DotId, branch: str) -> None:
     place = place_of(store, dot, branch)
     if place is None:
         return
-    refuse_in_use(place.path)
+    refuse_in_use(place.path, insist="")
+    merge = store.catalog.merge(dot, branch)
+    if merge is not None:
+        raise WouldLose(
+            f"a {merge.kind} into {branch} is under way where data would be written",
+            hint="conclude or abort it there: dm merge --continue, dm merge --abort",
+        )
     changes = tree_changes(store, dot, place, store.root(dot, branch_tip(store, dot, branch)))
     if changes:
         mebibytes = _bytes_of(changes) / 2**20
@@ -285,6 +341,7 @@ def capture(
         stat_cache=cache,
         now_ns=store.clock()[0],
         root_metadata=place.root_metadata,
+        scope=store.scope(dot),
         progress=progress,
     )
 
@@ -304,6 +361,27 @@ def refuse_emptied(objects: PageReader, before: Entry, after: Entry) -> None:
             )
 
 
+def refuse_lost(store: Store, dot: DotId, branch: str) -> None:
+    """Refuse to take a managed tree that had files, and is gone as a whole, for one yet to be made.
+
+    Raises:
+        CaptureFailed: naming its directory.
+    """
+    if store.is_past or store.catalog.tree(dot) is not None:
+        return
+    place = place_for(store, dot, branch)
+    if os.path.lexists(place.path) or os.path.lexists(place.path + b".new"):
+        return  # it is there, or was being made
+    cache = StatCache.load(place.stat_path)
+    if cache is None or not any(entry.tree for entry in _subdots(store.objects(dot), cache.root)):
+        return
+    raise CaptureFailed(
+        f"the working tree of branch {branch} had files and is gone: {os.fsdecode(place.path)}",
+        hint="is its disk mounted? `dm dot path` writes out what was last committed, and so does "
+        "`dm commit --accept-moved-tree`",
+    )
+
+
 def _subdots(reader: PageReader, root: Entry) -> Iterator[Entry]:
     for entry in directory_entries(reader, root.tree):
         if entry.kind is EntryKind.DIRECTORY:
@@ -311,7 +389,13 @@ def _subdots(reader: PageReader, root: Entry) -> Iterator[Entry]:
 
 
 def snapshot_root(store: Store, dot: DotId, commit: ObjectId | None) -> Entry:
-    """Root of a commit or of a working snapshot (which the graph does not hold)."""
+    """Root of a commit or of a working snapshot (which the graph does not hold).
+
+    Raises:
+        ContentAbsent: only the record of the commit is here.
+    """
     if commit is None:
         return ROOT_ENTRY
+    if store.catalog.has_commit(dot, commit):
+        return store.root(dot, commit)
     return commit_from_bytes(store.objects(dot).read_commit(commit), trusted=True).root

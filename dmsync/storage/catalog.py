@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from secrets import randbits, token_bytes
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
 
 from dmsync.core.encoding import decode, encode
 from dmsync.core.events import (
@@ -34,6 +34,7 @@ from dmsync.errors import (
     Corruption,
     StorageFailed,
     StorageFull,
+    UsageError,
 )
 from dmsync.storage import schema
 from dmsync.storage.catalog_graph import CatalogGraph
@@ -55,7 +56,7 @@ from dmsync.storage.durable import fsync_directory, remove_if_there, storage_err
 from dmsync.storage.event_log import START, EventLog, Position
 from dmsync.storage.layout import Layout, open_store
 from dmsync.storage.locks import FileLock
-from dmsync.storage.projections import Projection, ReadCommit
+from dmsync.storage.projections import Projection, ReadCommit, ReadTag
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
@@ -67,6 +68,7 @@ __all__ = [
     "DotRow",
     "ObservedRow",
     "OperationRow",
+    "PastCatalog",
     "RefRow",
     "ReflogRow",
     "RemoteRow",
@@ -165,6 +167,7 @@ class Catalog(CatalogQueries):
         layout: Layout,
         read_commit: ReadCommit,
         *,
+        read_tag: ReadTag | None = None,
         lock_wait_s: float = LOCK_WAIT_S_DEFAULT,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -172,6 +175,7 @@ class Catalog(CatalogQueries):
         self.layout = layout
         self.lock_wait_s = lock_wait_s
         self._read_commit = read_commit
+        self._read_tag = read_tag
         self._clock_ns = clock_ns
         self._path = layout.catalog_file
         self._log = EventLog(layout.events_dir)
@@ -192,19 +196,23 @@ class Catalog(CatalogQueries):
         home: str | Layout,
         read_commit: ReadCommit,
         *,
+        read_tag: ReadTag | None = None,
         lock_wait_s: float = LOCK_WAIT_S_DEFAULT,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> Self:
         """Open a store's catalog, caught up with the log.
 
-        `read_commit(dot, id)` reads a commit's payload from the dot's packs.
+        `read_commit(dot, id)` reads a commit's payload from the dot's packs, `read_tag` that of an
+        annotated tag; without it tags can name commits only.
 
         Raises:
             StoreNotFound, FormatUnsupported, AccessDenied, Corruption
             Busy: the projection must be rebuilt and a writer holds the log lock.
         """
         layout = home if isinstance(home, Layout) else open_store(home)
-        catalog = cls(layout, read_commit, lock_wait_s=lock_wait_s, clock_ns=clock_ns)
+        catalog = cls(
+            layout, read_commit, read_tag=read_tag, lock_wait_s=lock_wait_s, clock_ns=clock_ns
+        )
         try:
             catalog.refresh()
         except BaseException:
@@ -213,9 +221,13 @@ class Catalog(CatalogQueries):
         return catalog
 
     @classmethod
-    def folded_at(cls, path: str, layout: Layout, read_commit: ReadCommit) -> Self:
+    def folded_at(
+        cls, path: str, layout: Layout, read_commit: ReadCommit, *, up_to: int | None = None
+    ) -> Self:
         """The same log folded into a new file at `path`, for queries only. Takes no lock and
         writes nothing into the store.
+
+        With `up_to`, as the operation with the event of that sequence number left it.
 
         Raises:
             Corruption, StorageFull, StorageFailed
@@ -223,7 +235,7 @@ class Catalog(CatalogQueries):
         there = Layout(layout.home)
         there.catalog_file = path
         catalog = cls(there, read_commit)
-        catalog._build(path, settle_end=False)
+        catalog._build(path, settle_end=False, up_to=up_to)
         return catalog
 
     def close(self) -> None:
@@ -444,10 +456,16 @@ class Catalog(CatalogQueries):
             return self._rebuild_locked(f"it is damaged: {exc}")
 
     def _replay(
-        self, connection: sqlite3.Connection, after: Position, *, settle_end: bool = True
+        self,
+        connection: sqlite3.Connection,
+        after: Position,
+        *,
+        settle_end: bool = True,
+        up_to: int | None = None,
     ) -> Position:
         """Apply what the log has after a position, in one SQL transaction. With `settle_end`
-        the log's end is put in order, which needs the log lock."""
+        the log's end is put in order, which needs the log lock; with `up_to` all later events
+        are left out."""
         purged = frozenset(
             event.dot
             for operation, _ in self._log.read(after)
@@ -459,7 +477,10 @@ class Catalog(CatalogQueries):
         operations = self._log.recover(after) if settle_end else self._log.read(after)
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for operation, position in operations:
+            for operation, end in operations:
+                if up_to is not None and operation.first_seq > up_to:
+                    break
+                position = end
                 projection.apply_operation(operation, position.segment, position.record_offset)
             _store_position(projection, position)
             connection.execute("COMMIT")
@@ -535,7 +556,7 @@ class Catalog(CatalogQueries):
             "were done and are gone"
         )
 
-    def _build(self, path: str, *, settle_end: bool = True) -> Position:
+    def _build(self, path: str, *, settle_end: bool = True, up_to: int | None = None) -> Position:
         connection = sqlite3.connect(path, isolation_level=None)
         try:
             # Nobody reads it before the rename, and a cut build is thrown away.
@@ -543,7 +564,7 @@ class Catalog(CatalogQueries):
             connection.execute("PRAGMA synchronous = OFF")
             connection.executescript(schema.SCHEMA)
             connection.execute(f"PRAGMA user_version = {schema.SCHEMA_VERSION}")
-            position = self._replay(connection, START, settle_end=settle_end)
+            position = self._replay(connection, START, settle_end=settle_end, up_to=up_to)
             connection.execute("PRAGMA synchronous = FULL")
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
@@ -619,7 +640,7 @@ class Catalog(CatalogQueries):
             _storable(actor),
             (),
         )
-        projection = Projection(connection, self._read_commit)
+        projection = Projection(connection, self._read_commit, read_tag=self._read_tag)
         try:
             connection.execute("BEGIN IMMEDIATE")
             applied = self.operation_result(operation.op_id) if op_id is not None else None
@@ -733,6 +754,22 @@ class Catalog(CatalogQueries):
         if found.first_seq != operation.first_seq:
             raise Corruption("the catalog and the event log disagree", seq=operation.first_seq)
         return found
+
+
+class PastCatalog(Catalog):
+    """A catalog folded up to some event: answers questions, never catches up, takes no change."""
+
+    def refresh(self) -> None:
+        return
+
+    def transaction(self, command: str, actor: str, op_id: bytes | None = None) -> NoReturn:
+        raise UsageError("the past cannot be changed", hint="leave out --at-op")
+
+    def store_commit_delta(self, dot: DotId, commit: ObjectId, delta: bytes) -> bool:
+        return False
+
+    def _rebuild_locked(self, reason: str) -> Position:
+        raise Corruption(f"the catalog of the past: {reason}")
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -10,14 +10,16 @@ _NODES_MAX: Final = 200_000
 """Commits kept; about 200 bytes each."""
 _WINDOW_RIDS_MIN: Final = 4
 _WINDOW_RIDS_MAX: Final = 512
+_WINDOWS_KEPT: Final = 8
 
 
 class CatalogGraph:
     """One dot's commits as a core.graph.GraphView.
 
     Reads commits in windows of neighbouring rids: rids grow from parents to children, so those
-    just below a commit are mostly its ancestors. Windows grow while a walk goes on below the last
-    one, so that a single question reads few rows and a long walk few statements.
+    below a commit are mostly its ancestors. Windows grow while a walk goes on below an earlier
+    one, so that a single question reads few rows and a long walk few statements, also one that
+    goes down several branches in turn.
     """
 
     def __init__(self, rows: Callable[..., list[Any]], dot_number: int) -> None:
@@ -25,11 +27,12 @@ class CatalogGraph:
         self._dot = dot_number
         self._nodes: dict[ObjectId, tuple[Any, ...]] = {}
         self._parents: dict[ObjectId, tuple[ObjectId, ...]] = {}
-        self._window = _WINDOW_RIDS_MIN
-        self._lowest_read = 0
+        self._windows: list[tuple[int, int]] = []
+        """(lowest rid, size) of the last window of each branch being walked, latest last."""
 
     _COLUMNS: Final = (
-        "c.id, c.rid, c.generation, c.first_parent_depth, p.id, p.rid, j.id, j.rid, c.is_merge "
+        "c.id, c.rid, c.generation, c.first_parent_depth, p.id, p.rid, j.id, j.rid, c.is_merge, "
+        "c.corrected_date_ns "
         "FROM commits c LEFT JOIN commits p ON p.rid = c.first_parent "
         "JOIN commits j ON j.rid = c.jump"
     )
@@ -58,13 +61,18 @@ class CatalogGraph:
         if len(self._nodes) > _NODES_MAX:
             self._nodes.clear()
             self._parents.clear()
-        goes_on = self._lowest_read - 2 * self._window <= rid < self._lowest_read
-        self._window = min(2 * self._window, _WINDOW_RIDS_MAX) if goes_on else _WINDOW_RIDS_MIN
-        self._lowest_read = rid - self._window + 1
+        size = _WINDOW_RIDS_MIN
+        for window in self._windows:
+            if window[0] - 2 * window[1] <= rid < window[0]:
+                size = min(2 * window[1], _WINDOW_RIDS_MAX)
+                self._windows.remove(window)
+                break
+        lowest = rid - size + 1
+        self._windows = [*self._windows[-_WINDOWS_KEPT + 1 :], (lowest, size)]
         # The plus keeps SQLite from walking the index of all the dot's commits instead.
         rows = self._rows(
             f"SELECT {self._COLUMNS} WHERE c.rid BETWEEN ? AND ? AND +c.dot = ?",
-            self._lowest_read,
+            lowest,
             rid,
             self._dot,
         )
@@ -82,6 +90,10 @@ class CatalogGraph:
 
     def generation(self, commit: ObjectId) -> int:
         return int(self._node(commit)[2])
+
+    def corrected_date_ns(self, commit: ObjectId) -> int:
+        """The commit's own time, but later than its parents': what a log is sorted by."""
+        return int(self._node(commit)[9])
 
     def first_parent_depth(self, commit: ObjectId) -> int:
         return int(self._node(commit)[3])

@@ -222,6 +222,13 @@ class CatalogQueries(ABC):
         )
         return [row[0] for row in rows]
 
+    def signed(self, dot: DotId) -> set[ObjectId]:
+        """Ids of the commits and tags that have signatures."""
+        rows = self._rows(
+            f"SELECT DISTINCT target FROM signatures WHERE dot = {_NUMBER_OF_DOT}", dot
+        )
+        return {ObjectId(row[0]) for row in rows}
+
     def scope(self, dot: DotId) -> tuple[str, ...] | None:
         """The subdots whose content is kept here; None for all."""
         row = self._row(f"SELECT subdots FROM scopes WHERE dot = {_NUMBER_OF_DOT}", dot)
@@ -354,6 +361,14 @@ class CatalogQueries(ABC):
         name, kind, ours, theirs, bases, snapshot, parents, message = row
         return MergeRow(name, kind, ours, theirs, decode(bases), snapshot, decode(parents), message)
 
+    def merges(self, dot: DotId) -> list[MergeRow]:
+        """All that are under way in trees of the dot, by branch."""
+        rows = self._rows(
+            f"SELECT branch FROM merges WHERE dot = {_NUMBER_OF_DOT} ORDER BY branch", dot
+        )
+        found = [self.merge(dot, branch) for (branch,) in rows]
+        return [merge for merge in found if merge is not None]
+
     def conflicts(self, dot: DotId, branch: str) -> list[ConflictRow]:
         """Of the merge under way, resolved ones too, by path."""
         rows = self._rows(
@@ -419,6 +434,51 @@ class CatalogQueries(ABC):
             -1 if count is None else count,
         )
         return [OperationRow(*row) for row in rows]
+
+    def operations_by(self, command: str) -> list[OperationRow]:
+        """Those that `command` made, newest first. O(operations), over small rows."""
+        rows = self._rows(
+            f"SELECT {_OPERATION_COLUMNS} FROM operations "
+            "WHERE command = (SELECT number FROM texts WHERE text = ?) ORDER BY first_seq DESC",
+            command,
+        )
+        return [OperationRow(*row) for row in rows]
+
+    def undoable_operations(self, *, before_seq: int | None, count: int) -> list[OperationRow]:
+        """Newest first, those that undo has not taken back and that are none of its own."""
+        rows = self._rows(
+            f"SELECT {_OPERATION_COLUMNS} FROM operations o WHERE first_seq < ? "
+            "AND NOT EXISTS (SELECT 1 FROM undone WHERE operation = o.first_seq) "
+            "AND command NOT IN (SELECT number FROM texts WHERE text IN ('undo', 'redo')) "
+            "ORDER BY first_seq DESC LIMIT ?",
+            2**63 - 1 if before_seq is None else before_seq,
+            count,
+        )
+        return [OperationRow(*row) for row in rows]
+
+    def newest_undos(self, count: int) -> list[tuple[int, int]]:
+        """(first sequence number of an operation taken back, seq that says so), newest first."""
+        rows = self._rows(
+            "SELECT operation, by_seq FROM undone ORDER BY by_seq DESC LIMIT ?", count
+        )
+        return [(int(operation), int(by_seq)) for operation, by_seq in rows]
+
+    def undone_by(self, operation: int) -> int | None:
+        """Seq of the UndoApplied that took back the operation of this first sequence number."""
+        row = self._row("SELECT by_seq FROM undone WHERE operation = ?", operation)
+        return int(row[0]) if row else None
+
+    def branch_renamed_from(self, dot: DotId, name: str) -> str | None:
+        """The branch that was called `name` until it was renamed. O(reflog of the dot)."""
+        row = self._row(
+            "SELECT substr(r.name, 8) FROM reflog l JOIN refs r ON r.number = l.ref "
+            f"WHERE r.dot = {_NUMBER_OF_DOT} AND l.reason = ? AND r.target IS NOT NULL "
+            "AND l.kind = (SELECT number FROM texts WHERE text = 'rename') "
+            "ORDER BY l.seq DESC LIMIT 1",
+            dot,
+            f"renamed from {name}",
+        )
+        return str(row[0]) if row else None
 
     def undone_operations(self) -> set[int]:
         """First sequence numbers of the operations that undo has taken back."""

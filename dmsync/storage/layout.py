@@ -94,6 +94,7 @@ class Layout:
         self.dots_dir = os.path.join(self.home, "dots")
         self.trash_dir = os.path.join(self.home, "trash")
         self.transfers_dir = os.path.join(self.home, "transfers")
+        self.temporary_dir = os.path.join(self.home, "tmp")
 
     def transfer_lock_file(self, transfer: bytes) -> str:
         """Locked as long as the transfer runs (a ProofOfLife)."""

@@ -6,14 +6,20 @@ incoming data through storage.quarantine. Source: protocol/PACKS.md.
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING, Final, Self
 
 from dmsync.core.ids import DOT_ID_BYTES, Kind, ObjectId, object_id, short_key
 from dmsync.core.records import Record
-from dmsync.errors import BadObject, Corruption, FormatUnsupported, ObjectMissing
+from dmsync.errors import (
+    BadObject,
+    ContentAbsent,
+    Corruption,
+    FormatUnsupported,
+    ObjectMissing,
+)
 from dmsync.storage.durable import fsync_directory, make_directory_durable, storage_errors
 from dmsync.storage.object_reading import DecodedCache, ObjectReader
 from dmsync.storage.pack_index import PackIndex
@@ -98,6 +104,9 @@ class ObjectStore:
         self.cache = DecodedCache()
         make_directory_durable(os.path.join(self.dot_dir, "packs"))
         self.sealed = SealedPacks(self.dot_dir)
+        self.is_partial: Callable[[], bool] = lambda: False
+        """Asked when a page or chunk is missing: is that no damage, since only some subdots are
+        kept here?"""
         self._reader = ObjectReader([self.sealed], self.cache, self.lock)
 
     # --- reading ------------------------------------------------------------------------------
@@ -145,9 +154,16 @@ class ObjectStore:
             raise self.missing(kind, oid)
         return record
 
-    def missing(self, kind: Kind, oid: ObjectId) -> ObjectMissing:
+    def missing(self, kind: Kind, oid: ObjectId) -> ObjectMissing | ContentAbsent:
         """The error for an object that is nowhere; names damaged packs that may have had it."""
         damaged = sorted(self.sealed.index.unreadable)
+        if kind in (Kind.PAGE, Kind.CHUNK) and not damaged and self.is_partial():
+            return ContentAbsent(
+                f"{kind.name.lower()} {oid.hex()[:12]} is not here: only some subdots of this dot "
+                "are kept here",
+                hint="dm dot show lists them; clone the whole dot for the others",
+                id=oid.hex(),
+            )
         return ObjectMissing(
             f"{kind.name.lower()} {oid.hex()[:12]} is not in this dot"
             + (f"; damaged: {', '.join(damaged)}" if damaged else ""),

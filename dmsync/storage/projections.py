@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, assert_never
 
-from dmsync.core.encoding import encode
+from dmsync.core.encoding import decode, encode
 from dmsync.core.events import (
     BranchRenamed,
     CommitsAdded,
@@ -53,9 +53,11 @@ from dmsync.core.events import (
 from dmsync.core.graph import jumps_far
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import check_branch_name, check_ref_name
-from dmsync.core.objects import commit_from_bytes
+from dmsync.core.objects import commit_from_bytes, tag_from_bytes
 from dmsync.errors import (
     AlreadyExists,
+    BadObject,
+    ContentAbsent,
     Corruption,
     DotIdClash,
     DotNotFound,
@@ -67,11 +69,15 @@ from dmsync.errors import (
 
 ReadCommit = Callable[[DotId, ObjectId], bytes]
 """Verified payload of a commit from the dot's packs. Raises ObjectMissing, Corruption."""
+ReadTag = Callable[[DotId, ObjectId], bytes]
+"""The same of an annotated tag."""
 
 DEFAULT_BRANCH = "master"
+DATE_NS_MAX = 2**62
+"""No commit counts as later, so that its descendants' corrected dates fit 64 bits."""
 _Target = int | bytes | None
-_Node = tuple[int, int, int, int]
-"""rid, generation, first-parent depth, jump."""
+_Node = tuple[int, int, int, int, int]
+"""rid, generation, first-parent depth, jump, corrected date."""
 
 
 class Projection:
@@ -86,11 +92,13 @@ class Projection:
         connection: sqlite3.Connection,
         read_commit: ReadCommit,
         *,
+        read_tag: ReadTag | None = None,
         is_replay: bool = False,
         purged: frozenset[DotId] = frozenset(),
     ) -> None:
         self._db = connection
         self._read_commit = read_commit
+        self._read_tag = read_tag
         self._is_replay = is_replay
         self._purged = purged
 
@@ -163,7 +171,7 @@ class Projection:
 
     def _node(self, dot_number: int, commit: ObjectId) -> _Node | None:
         row: _Node | None = self._db.execute(
-            "SELECT rid, generation, first_parent_depth, jump FROM commits "
+            "SELECT rid, generation, first_parent_depth, jump, corrected_date_ns FROM commits "
             "WHERE dot = ? AND substr(id, 1, 8) = substr(?, 1, 8) AND id = ?",
             (dot_number, commit, commit),
         ).fetchone()
@@ -308,10 +316,36 @@ class Projection:
                 expected=event.old.hex() if event.old else None,
                 actual=current.hex() if current else None,
             )
-        names_commit = event.name.startswith(("branch/", "stash/"))
-        if event.new is not None and names_commit and self._node(number, event.new) is None:
+        if event.new is None:
+            return
+        node = self._node(number, event.new)
+        if node is not None:
+            self._check_content(event.name, event.new, node[0])
+            return
+        if event.name.startswith("tag/") and self._read_tag is not None:
+            self._check_tag(number, event.name, self._read_tag(event.dot, event.new))
+        elif event.name.startswith(("branch/", "tag/", "stash/")):
             raise ObjectMissing(
                 f"commit {event.new.hex()} is not here", kind="commit", id=event.new.hex()
+            )
+
+    def _check_content(self, ref: str, commit: ObjectId, rid: int) -> None:
+        """Refs name commits whose content is here; those of a remote say what is there."""
+        if ref.startswith("remote/"):
+            return
+        if self._one("SELECT 1 FROM commits WHERE rid = ? AND is_hollow", rid):
+            raise ContentAbsent.of_commit(commit)
+
+    def _check_tag(self, number: int, ref: str, payload: bytes) -> None:
+        """An annotated tag bears the ref's name and names a commit that is here."""
+        tag = tag_from_bytes(payload)
+        if ref != f"tag/{tag.name}":
+            raise BadObject(f"the tag object of {ref} is called {tag.name}")
+        if self._node(number, tag.target) is None:
+            raise ObjectMissing(
+                f"{ref} names commit {tag.target.hex()}, which is not here",
+                kind="commit",
+                id=tag.target.hex(),
             )
 
     def _check_branch_rename(self, event: BranchRenamed) -> None:
@@ -403,13 +437,21 @@ class Projection:
                 how, detail = (row[0] or "open", row[1]) if row else (None, b"")
                 return replace(event, old_how=how, old_detail=detail)
             case MergeEnded():
+                return self._completed_end(event)
+            case DotScopeSet():
                 row = self._one(
-                    "SELECT m.seq FROM merges m JOIN dots d ON d.number = m.dot "
-                    "WHERE d.dot = ? AND m.branch = ?",
+                    "SELECT s.subdots FROM scopes s JOIN dots d ON d.number = s.dot "
+                    "WHERE d.dot = ?",
                     event.dot,
-                    event.branch,
                 )
-                return replace(event, started=row[0] if row else 0)
+                return replace(event, old=decode(row[0]) if row else None)
+            case BranchRenamed():
+                strays = self._db.execute(
+                    "SELECT r.name FROM refs r JOIN dots d ON d.number = r.dot "
+                    "WHERE d.dot = ? AND r.origin = ? ORDER BY r.name",
+                    (event.dot, event.new),
+                ).fetchall()
+                return replace(event, strays=tuple(name for (name,) in strays))
             case UpstreamSet() | UpstreamRemoved():
                 row = self._one(
                     "SELECT u.namespace, u.name FROM upstreams u JOIN dots d ON d.number = u.dot "
@@ -431,6 +473,23 @@ class Projection:
             return None
         path, as_root, device, inode = row
         return path, bool(as_root), int.from_bytes(device, "big"), int.from_bytes(inode, "big")
+
+    def _completed_end(self, event: MergeEnded) -> MergeEnded:
+        row = self._one(
+            "SELECT m.dot, m.seq FROM merges m JOIN dots d ON d.number = m.dot "
+            "WHERE d.dot = ? AND m.branch = ?",
+            event.dot,
+            event.branch,
+        )
+        if row is None:
+            return event
+        number, started = row
+        resolutions = self._db.execute(
+            "SELECT path, COALESCE(resolved, 'open'), detail FROM conflicts "
+            "WHERE dot = ? AND branch = ? AND is_touched ORDER BY path",
+            (number, event.branch),
+        ).fetchall()
+        return replace(event, started=started, resolutions=tuple(resolutions))
 
     def _completed_removal(self, event: RemoteRemoved) -> RemoteRemoved:
         row = self._db.execute(
@@ -692,8 +751,9 @@ class Projection:
     ) -> None:
         try:
             payload = self._read_commit(event.dot, commit)
+            value = commit_from_bytes(payload)
             parents = []
-            for parent in commit_from_bytes(payload).parents:
+            for parent in value.parents:
                 node = nodes.get(parent) or self._node(number, parent)
                 if node is None:
                     raise ObjectMissing(
@@ -711,10 +771,10 @@ class Projection:
                 "INSERT OR IGNORE INTO missing_commits VALUES (?, ?)", (number, commit)
             )
             return
-        node = self._place(rid, parents)
+        node = self._place(rid, value.time_ns, parents)
         nodes[commit] = node
         self._db.execute(
-            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 rid,
                 number,
@@ -725,6 +785,7 @@ class Projection:
                 node[3],
                 int(len(parents) > 1),
                 int(isinstance(event, CommitsListed)),
+                node[4],
             ),
         )
         self._db.execute(
@@ -736,17 +797,20 @@ class Projection:
                 "INSERT INTO parents VALUES (?, ?, ?)", (rid, position, parent_node[0])
             )
 
-    def _place(self, rid: int, parents: list[_Node]) -> _Node:
+    def _place(self, rid: int, time_ns: int, parents: list[_Node]) -> _Node:
         """The new commit's place in the graph: core.graph says what the numbers mean."""
+        time_ns = min(max(time_ns, -DATE_NS_MAX), DATE_NS_MAX)
         if not parents:
-            return (rid, 1, 0, rid)
+            return (rid, 1, 0, rid, time_ns)
         generation = 1 + max(node[1] for node in parents)
-        parent_rid, _, parent_depth, parent_jump = parents[0]
+        corrected_ns = max(time_ns, *(node[4] + 1 for node in parents))
+        parent_rid, _, parent_depth, parent_jump, _ = parents[0]
         jump_of = "SELECT first_parent_depth, jump FROM commits WHERE rid = ?"
         first_depth, second_jump = self._db.execute(jump_of, (parent_jump,)).fetchone()
         second_depth, _ = self._db.execute(jump_of, (second_jump,)).fetchone()
         is_far = jumps_far(parent_depth, first_depth, second_depth)
-        return (rid, generation, parent_depth + 1, second_jump if is_far else parent_rid)
+        jump = second_jump if is_far else parent_rid
+        return (rid, generation, parent_depth + 1, jump, corrected_ns)
 
     # --- refs -----------------------------------------------------------------------------------
 
@@ -849,7 +913,7 @@ class Projection:
             ),
         )
         self._db.executemany(
-            "INSERT OR REPLACE INTO conflicts VALUES (?, ?, ?, ?, ?, NULL)",
+            "INSERT OR REPLACE INTO conflicts VALUES (?, ?, ?, ?, ?, NULL, 0)",
             [(number, event.branch, *conflict) for conflict in event.conflicts],
         )
 
@@ -857,13 +921,14 @@ class Projection:
         key = (self._dot(event.dot), event.branch, event.path)
         if event.how == "open":
             self._db.execute(
-                "UPDATE conflicts SET resolved = NULL, detail = ? "
+                "UPDATE conflicts SET resolved = NULL, detail = ?, is_touched = 1 "
                 "WHERE dot = ? AND branch = ? AND path = ?",
                 (event.detail, *key),
             )
             return
         self._db.execute(
-            "UPDATE conflicts SET resolved = ? WHERE dot = ? AND branch = ? AND path = ?",
+            "UPDATE conflicts SET resolved = ?, is_touched = 1 "
+            "WHERE dot = ? AND branch = ? AND path = ?",
             (event.how, *key),
         )
 

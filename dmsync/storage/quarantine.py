@@ -9,9 +9,8 @@ import os
 from typing import TYPE_CHECKING, Final, Self
 
 from dmsync.core.delta import compress
-from dmsync.core.encoding import decode
 from dmsync.core.ids import Kind, ObjectId, object_id, short_key
-from dmsync.core.objects import commit_from_bytes
+from dmsync.core.objects import commit_from_bytes, tag_from_bytes
 from dmsync.core.pages import decode_page
 from dmsync.core.records import STEPS_MAX, Record, encode_record, parse_record
 from dmsync.errors import BadObject, Corruption, FormatUnsupported, ObjectMissing
@@ -264,4 +263,4 @@ def _check_object(kind: Kind, data: bytes) -> None:
         case Kind.COMMIT:
             commit_from_bytes(data)
         case Kind.TAG:
-            decode(data)
+            tag_from_bytes(data)

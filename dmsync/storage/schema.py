@@ -13,7 +13,7 @@ from blake3 import blake3
 from dmsync.core.encoding import encode
 from dmsync.errors import StorageFailed, StorageFull
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 4
 BUSY_TIMEOUT_MS: Final = 5000
 """Only recovery and closing of the WAL by another process ever make a statement wait."""
 
@@ -52,9 +52,11 @@ CREATE TABLE commits (
     first_parent INTEGER REFERENCES commits,
     jump INTEGER NOT NULL REFERENCES commits,
     is_merge INTEGER NOT NULL,
-    is_hollow INTEGER NOT NULL
+    is_hollow INTEGER NOT NULL,
+    corrected_date_ns INTEGER NOT NULL
 );
 CREATE INDEX commits_by_key ON commits (dot, substr(id, 1, 8));
+CREATE INDEX commits_hollow ON commits (dot, rid) WHERE is_hollow;
 CREATE TABLE parents (
     child INTEGER NOT NULL REFERENCES commits,
     pos INTEGER NOT NULL,
@@ -97,6 +99,7 @@ CREATE TABLE conflicts (
     reason TEXT NOT NULL,
     detail BLOB NOT NULL,
     resolved TEXT,
+    is_touched INTEGER NOT NULL,
     PRIMARY KEY (dot, branch, path)
 ) WITHOUT ROWID;
 CREATE TABLE undone (operation INTEGER PRIMARY KEY, by_seq INTEGER NOT NULL);

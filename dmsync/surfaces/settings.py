@@ -15,16 +15,19 @@ from dmsync.errors import ConfigError
 
 if TYPE_CHECKING:
     from dmsync.engine.hooks import HookCommands
-    from dmsync.engine.settings import EngineSettings
+    from dmsync.engine.settings import DriverCommand, EngineSettings
 
 SYSTEM_HOME: Final = "/var/lib/dmsync"
 LOCK_WAIT_S: Final = 10.0
 CONFIG_BYTES_MAX: Final = 1024 * 1024
 _TEXT_VARIABLES: Final = ("DM_AUTHOR", "DM_DOT", "DM_NAMESPACE")
-_USER_KEYS: Final = {"author", "namespace"}
+_USER_KEYS: Final = {"author", "namespace", "signing-key", "allowed-signers"}
 _REMOTE_KEYS: Final = {"dm-command", "url"}
 _DOT_KEYS: Final = {"hooks"}
 _HOOK_KEYS: Final = {"quiesce", "unquiesce", "hold", "timeout_s"}
+_DRIVER_KEYS: Final = {"command", "patterns"}
+_UNITS: Final = "units"
+"""The one key of [merge] that names no driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,11 @@ class Settings:
     terminal: bool = True
     remotes: Mapping[str, RemoteConfig] = field(default_factory=dict)
     hooks: Mapping[str, "HookCommands"] = field(default_factory=dict)
+    diff_drivers: tuple["DriverCommand", ...] = ()
+    merge_drivers: tuple["DriverCommand", ...] = ()
+    merge_units: tuple[str, ...] = ()
+    signing_key: str | None = None
+    allowed_signers: str | None = None
 
     @property
     def engine(self) -> "EngineSettings":
@@ -68,6 +76,11 @@ class Settings:
             namespace=self.namespace,
             lock_wait_s=self.lock_wait_s,
             hooks=self.hooks,
+            diff_drivers=self.diff_drivers,
+            merge_drivers=self.merge_drivers,
+            merge_units=self.merge_units,
+            signing_key=self.signing_key,
+            allowed_signers=self.allowed_signers,
         )
 
 
@@ -111,7 +124,19 @@ def load_settings(
         terminal=environment.get("TERM", "dumb") != "dumb",
         remotes=sections.remotes(),
         hooks=sections.hooks(),
+        diff_drivers=sections.drivers("diff"),
+        merge_drivers=sections.drivers("merge"),
+        merge_units=sections.merge_units(),
+        signing_key=_user_path(environment, user.get("signing-key")),
+        allowed_signers=_user_path(environment, user.get("allowed-signers")),
     )
+
+
+def _user_path(environment: Mapping[str, str], given: str | None) -> str | None:
+    """A file that the configuration names: `~/` is the user's home, and so begin relative ones."""
+    if given is None or os.path.isabs(given):
+        return given
+    return os.path.join(_user_home(environment), given.removeprefix("~/"))
 
 
 def _refuse_undecodable(environment: Mapping[str, str]) -> None:
@@ -237,7 +262,7 @@ def _parse_config(path: str, content: bytes) -> dict[str, Any]:
 
 def _check_document(path: str, document: Mapping[str, Any]) -> None:
     """Refuse what is not known: a misspelt hook that silently does nothing costs data."""
-    _check_keys(path, "", document, {"user", "remote", "dot"})
+    _check_keys(path, "", document, {"user", "remote", "dot", "diff", "merge"})
     for key, value in _table(path, "user", document.get("user", {})).items():
         _check_keys(path, "user", {key: value}, _USER_KEYS)
         _text(path, f"user.{key}", value)
@@ -251,6 +276,21 @@ def _check_document(path: str, document: Mapping[str, Any]) -> None:
         _check_keys(path, where, _table(path, where, dot), _DOT_KEYS)
         hooks = _table(path, f"{where}.hooks", dot.get("hooks", {}))
         _check_keys(path, f"{where}.hooks", hooks, _HOOK_KEYS)
+    _check_drivers(path, "diff", _table(path, "diff", document.get("diff", {})))
+    merge = _table(path, "merge", document.get("merge", {}))
+    _texts(path, f"merge.{_UNITS}", merge.get(_UNITS, []))
+    drivers = {name: table for name, table in merge.items() if name != _UNITS}
+    _check_drivers(path, "merge", drivers)
+
+
+def _check_drivers(path: str, section: str, drivers: Mapping[str, Any]) -> None:
+    for name, driver in drivers.items():
+        where = f"{section}.{name}"
+        _check_keys(path, where, _table(path, where, driver), _DRIVER_KEYS)
+        if "command" in driver:
+            _text(path, f"{where}.command", driver["command"])
+        if not _texts(path, f"{where}.patterns", driver.get("patterns", ["*"])):
+            raise ConfigError(f"{path}: {where}.patterns is empty: it would claim nothing")
 
 
 def _table(path: str, where: str, value: object) -> Mapping[str, Any]:
@@ -272,6 +312,12 @@ def _text(path: str, where: str, value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ConfigError(f"{path}: {where} is not a text")
     return value
+
+
+def _texts(path: str, where: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: {where} is not a list of texts")
+    return tuple(_text(path, where, item) for item in value)
 
 
 class _Sections:
@@ -300,6 +346,28 @@ class _Sections:
                 if dot.get("hooks"):
                     merged.setdefault(name, {}).update(dot["hooks"])
         return {name: _hook_commands(name, hooks) for name, hooks in merged.items()}
+
+    def drivers(self, section: str) -> tuple["DriverCommand", ...]:
+        """Drivers of `diff` or `merge`, in the order in which they are written."""
+        merged: dict[str, dict[str, Any]] = {}
+        for file in self._files:
+            for name, driver in file.get(section, {}).items():
+                if isinstance(driver, dict):  # [merge] holds units besides
+                    merged.setdefault(name, {}).update(driver)
+        return tuple(_driver_command(section, name, driver) for name, driver in merged.items())
+
+    def merge_units(self) -> tuple[str, ...]:
+        units = [unit for file in self._files for unit in file.get("merge", {}).get(_UNITS, [])]
+        return tuple(dict.fromkeys(units))
+
+
+def _driver_command(section: str, name: str, driver: Mapping[str, Any]) -> "DriverCommand":
+    from dmsync.engine.settings import DriverCommand
+
+    for key in sorted(_DRIVER_KEYS):
+        if key not in driver:
+            raise ConfigError(f"{section}.{name} has no {key}")
+    return DriverCommand(name, driver["command"], tuple(driver["patterns"]))
 
 
 def _hook_commands(dot: str, hooks: Mapping[str, Any]) -> "HookCommands":

@@ -53,6 +53,7 @@ SERVER_TRANSITIONS: Final = {
     (State.DOT_NAMED, FrameType.ACK): State.DOT_NAMED,
     (State.PLANNING, FrameType.PLAN): State.PLANNING,
     (State.RECEIVING, FrameType.RECORDS): State.RECEIVING,
+    (State.RECEIVING, FrameType.SIGNATURES): State.RECEIVING,
     (State.RECEIVING, FrameType.UPDATE): State.DOT_NAMED,
     (State.SENDING, FrameType.PLAN_REPLY): State.SENDING,
     (State.SENDING, FrameType.ACK): State.SENDING,
@@ -73,7 +74,7 @@ REPLIES: Final = {
 EAGER is answered by PLAN_REPLY, and what precedes an answer is in BEFORE_REPLY."""
 
 BEFORE_REPLY: Final = {
-    FrameType.DONE: frozenset({FrameType.PLAN, FrameType.RECORDS}),
+    FrameType.DONE: frozenset({FrameType.PLAN, FrameType.RECORDS, FrameType.SIGNATURES}),
     FrameType.RESULT: frozenset({FrameType.ACK}),
     FrameType.PLAN_REPLY: frozenset({FrameType.ACK}),
 }
@@ -219,8 +220,8 @@ class Connection:
             if self._plan_ended:
                 raise ProtocolError("PLAN after the plan ended")
             self._plan_ended = message.last
-        elif message.TYPE is FrameType.RECORDS and not self._plan_ended:
-            raise ProtocolError("RECORDS before the plan ended")
+        elif not self._plan_ended:
+            raise ProtocolError(f"{message.TYPE.name} before the plan ended")
 
     def _take_expected(self, kind: FrameType) -> None:
         if not self._expected or self._expected.popleft() is not kind:

@@ -155,13 +155,17 @@ class Array:
 
 @dataclass(frozen=True)
 class Tuple:
-    """A fixed-length array of different fields; `make` turns it into its class."""
+    """A fixed-length array of different fields; `make` turns it into its class. The last one may
+    be left out when it `has_optional`, which stands for nil."""
 
     of: tuple[Field, ...]
     make: Callable[..., Any] | None = None
     names: tuple[str, ...] = ()
+    has_optional: bool = False
 
     def parse(self, value: Any) -> Any:
+        if type(value) is tuple and self.has_optional and len(value) == len(self.of) - 1:
+            value = (*value, None)
         if type(value) is not tuple or len(value) != len(self.of):
             raise _refuse(f"an array of {len(self.of)}")
         parts = tuple(field.parse(item) for field, item in zip(self.of, value, strict=True))
@@ -169,4 +173,5 @@ class Tuple:
 
     def build(self, value: Any) -> tuple[Any, ...]:
         parts = [getattr(value, name) for name in self.names] if self.names else value
-        return tuple(field.build(part) for field, part in zip(self.of, parts, strict=True))
+        built = tuple(field.build(part) for field, part in zip(self.of, parts, strict=True))
+        return built[:-1] if self.has_optional and built[-1] is None else built

@@ -36,6 +36,7 @@ class FrameType(IntEnum):
     PONG = 19
     ERROR = 20
     BYE = 21
+    SIGNATURES = 22
 
 
 class Flag(IntFlag):

@@ -30,6 +30,14 @@ REF_NAME_BYTES_MAX: Final = 255
 UPDATES_MAX: Final = 2048
 WANTS_MAX: Final = 4096
 FRONTIER_MAX: Final = 16_384
+CONTENT_MAX: Final = 4096
+ABSENT_MAX: Final = 4096
+SUBDOTS_MAX: Final = 128
+SIGNATURES_PAGE_MAX: Final = 2048
+SIGNATURE_BYTES_MAX: Final = 16 * 1024
+SIGNATURES_BYTES_MAX: Final = 8 * 1024 * 1024
+"""All signatures of one transfer: they come without credits."""
+SIGNATURES_PER_OBJECT_MAX: Final = 16
 DOTS_PAGE_MAX: Final = 2048
 CAPABILITIES_MAX: Final = 64
 NAME_CHARS_MAX: Final = 128
@@ -45,6 +53,10 @@ INFLIGHT_BYTES_MAX: Final = 12 * 1024 * 1024
 PLAN_PAGES_INFLIGHT_MAX: Final = 8
 ACK_BYTES: Final = 4 * 1024 * 1024
 ACK_INTERVAL_S: Final = 0.25
+
+BUNDLE_HEADER_BYTES_MAX: Final = 16 * 1024 * 1024
+BUNDLE_REFS_MAX: Final = 2048
+"""As many as one page of refs: a bundle is for some branches, not for a whole server's."""
 
 HANDSHAKE_TIMEOUT_S: Final = 30.0
 IDLE_TIMEOUT_S: Final = 60.0

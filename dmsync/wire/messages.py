@@ -40,6 +40,10 @@ class Known(IntEnum):
     CONTENT = 2
 
 
+HOLLOW_COMMIT: Final = 4
+"""In PLAN: a commit of which the record comes and the content does not."""
+
+
 class RefMode(IntEnum):
     """Under which condition a ref may move."""
 
@@ -78,6 +82,12 @@ def is_ref_name(text: str) -> bool:
     return len(text) <= limits.REF_NAME_BYTES_MAX
 
 
+def is_subdot_name(text: str) -> bool:
+    """True for what may be the name of a subdot: one name of a file system, as text."""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    return 0 < size <= 255 and text not in (".", "..") and "/" not in text and "\0" not in text
+
+
 def is_plain_name(text: str) -> bool:
     """True for a namespace, dot or branch name; made names may reach 128 characters."""
     return (
@@ -90,6 +100,7 @@ _ID: Final = exactly(ID_BYTES)
 _DOT: Final = exactly(DOT_ID_BYTES)
 _TRANSFER: Final = exactly(16)
 _NAME: Final = Checked(is_plain_name, "a name")
+_SUBDOTS: Final = Optional(Array(Checked(is_subdot_name, "a subdot"), limits.SUBDOTS_MAX))
 _NAMESPACE: Final = Checked(lambda text: text == "" or is_plain_name(text), "a namespace")
 """Empty: the store's own, which is shown as nothing."""
 _BRANCH: Final = _NAME
@@ -99,11 +110,17 @@ _COUNT: Final = Integer()
 
 @dataclass(frozen=True, slots=True)
 class RefValue:
-    """One ref a server advertises. `origin`: the branch it was made from, if known."""
+    """One ref a server advertises. `origin`: the branch it was made from, if known. `id` of an
+    annotated tag is that of the tag object, and `peeled` the commit it names."""
 
     name: str
     id: ObjectId
     origin: str | None = None
+    peeled: ObjectId | None = None
+
+    @property
+    def commit(self) -> ObjectId:
+        return self.peeled or self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +161,12 @@ class RefOutcome:
     text: str = ""
 
 
-_REF_VALUE: Final = Tuple((_REF, _ID, Optional(_BRANCH)), RefValue, ("name", "id", "origin"))
+_REF_VALUE: Final = Tuple(
+    (_REF, _ID, Optional(_BRANCH), Optional(_ID)),
+    RefValue,
+    ("name", "id", "origin", "peeled"),
+    has_optional=True,
+)
 _DOT_VALUE: Final = Tuple(
     (_DOT, _NAMESPACE, _NAME, Optional(_BRANCH), _COUNT),
     DotValue,
@@ -208,7 +230,10 @@ class Refs:
 
 @dataclass(frozen=True, slots=True)
 class RefsReply:
-    """A page of a dot's refs, by name. `dot` None: no such dot for this caller."""
+    """A page of a dot's refs, by name. `dot` None: no such dot for this caller.
+
+    `hollow`: of some commits the server has the record alone. `subdots`: whose content it keeps.
+    """
 
     TYPE: ClassVar[FrameType] = FrameType.REFS_REPLY
     FIELDS: ClassVar[tuple[Field, ...]] = (
@@ -221,7 +246,10 @@ class RefsReply:
         _COUNT,
         _COUNT,
         Array(_REF_VALUE, limits.REFS_PAGE_MAX),
+        Flagged(),
+        _SUBDOTS,
     )
+    OPTIONAL: ClassVar[int] = 2
     dot: DotId | None
     namespace: str
     name: str | None
@@ -231,6 +259,8 @@ class RefsReply:
     seq: int
     epoch: int
     refs: tuple[RefValue, ...]
+    hollow: bool = False
+    subdots: tuple[str, ...] | None = None
     last: bool = True
 
 
@@ -310,6 +340,8 @@ class Ready:
 class Plan:
     """A page of the objects to send: one kind byte and one 8-byte short key each, joined.
 
+    HOLLOW_COMMIT in place of a kind is a commit that comes without its content.
+
     `raw_bytes_total` is what the objects come to decoded: a bound for progress, not a promise.
     """
 
@@ -332,7 +364,10 @@ class Plan:
     def entries(self) -> list[tuple[Kind, bytes]]:
         """(kind, short key) of each object of the page."""
         return [
-            (Kind(kind), self.keys[KEY_BYTES * at : KEY_BYTES * (at + 1)])
+            (
+                Kind.COMMIT if kind == HOLLOW_COMMIT else Kind(kind),
+                self.keys[KEY_BYTES * at : KEY_BYTES * (at + 1)],
+            )
             for at, kind in enumerate(self.kinds)
         ]
 
@@ -365,6 +400,22 @@ class Records:
 
 
 @dataclass(frozen=True, slots=True)
+class Signatures:
+    """Armoured SSHSIGs over commits and tags of this transfer: (target, signature)."""
+
+    TYPE: ClassVar[FrameType] = FrameType.SIGNATURES
+    FIELDS: ClassVar[tuple[Field, ...]] = (
+        _TRANSFER,
+        Array(
+            Tuple((_ID, Bytes(limits.SIGNATURE_BYTES_MAX, 1))),
+            limits.SIGNATURES_PAGE_MAX,
+        ),
+    )
+    transfer: bytes
+    signatures: tuple[tuple[ObjectId, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """Records and record bytes of this transfer that are durable at the receiver, so far."""
 
@@ -387,7 +438,8 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The only success of a push: what became of each ref, durably."""
+    """The only success of a push: what became of each ref, durably. `hollow_count`: commits that
+    came by their record alone."""
 
     TYPE: ClassVar[FrameType] = FrameType.RESULT
     FIELDS: ClassVar[tuple[Field, ...]] = (
@@ -395,16 +447,24 @@ class Result:
         Array(_REF_OUTCOME, limits.UPDATES_MAX),
         _COUNT,
         _COUNT,
+        _COUNT,
     )
+    OPTIONAL: ClassVar[int] = 1
     transfer: bytes
     outcomes: tuple[RefOutcome, ...]
     seq: int
     epoch: int
+    hollow_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Ask for the ancestors of `wants` that are no ancestors of `frontier`, with content."""
+    """Ask for the ancestors of `wants` that are no ancestors of `frontier`.
+
+    With content come those less than `depth` steps from a want (0: all), and `content`: commits
+    whose record the client has. It has the content of the ancestors of `frontier` that are no
+    ancestors of `absent`. `subdots`: whose content it wants and has; None for all.
+    """
 
     TYPE: ClassVar[FrameType] = FrameType.FETCH
     FIELDS: ClassVar[tuple[Field, ...]] = (
@@ -412,11 +472,20 @@ class Fetch:
         _DOT,
         Array(_ID, limits.WANTS_MAX),
         Array(_ID, limits.FRONTIER_MAX),
+        _COUNT,
+        Array(_ID, limits.CONTENT_MAX),
+        Array(_ID, limits.ABSENT_MAX),
+        _SUBDOTS,
     )
+    OPTIONAL: ClassVar[int] = 4
     transfer: bytes
     dot: DotId
     wants: tuple[ObjectId, ...]
     frontier: tuple[ObjectId, ...]
+    depth: int = 0
+    content: tuple[ObjectId, ...] = ()
+    absent: tuple[ObjectId, ...] = ()
+    subdots: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,6 +559,7 @@ Message = (
     | Pong
     | Failure
     | Bye
+    | Signatures
 )
 
 _CLASSES: Final[dict[FrameType, Any]] = {
@@ -497,6 +567,7 @@ _CLASSES: Final[dict[FrameType, Any]] = {
     for cls in (
         *(Hello, Refs, RefsReply, ListDots, DotsReply, KnownQuery, KnownReply, Push, Ready, Plan),
         *(PlanReply, Records, Ack, Update, Result, Fetch, Done, Ping, Pong, Failure, Bye),
+        Signatures,
     )
 }
 _PAGED: Final = {
@@ -511,9 +582,13 @@ def frame_from_message(message: Message) -> Frame:
     """The frame of one of our own messages."""
     if isinstance(message, Records):
         return Frame(FrameType.RECORDS, Flag.NONE, message.joined)
-    names = [f.name for f in fields(message) if f.name not in _FLAG_FIELDS]
-    values = [getattr(message, name) for name in names]
-    built = tuple(f.build(v) for f, v in zip(message.FIELDS, values, strict=True))
+    named = [f for f in fields(message) if f.name not in _FLAG_FIELDS]
+    values = [getattr(message, f.name) for f in named]
+    for left_out in range(getattr(message, "OPTIONAL", 0)):
+        if values[-1] != named[-1 - left_out].default:
+            break
+        values.pop()
+    built = tuple(f.build(v) for f, v in zip(message.FIELDS, values, strict=False))
     flags = Flag.NONE
     if getattr(message, "last", False):
         flags |= Flag.LAST
@@ -532,7 +607,7 @@ def message_from_frame(frame: Frame) -> Message:
         _refuse_flags(frame, Flag.NONE)
         return Records(frame.payload)
     cls = _CLASSES[frame.type]
-    values = _parse_fields(cls.FIELDS, frame)
+    values = _parse_fields(cls.FIELDS, frame, getattr(cls, "OPTIONAL", 0))
     flags: dict[str, bool] = {}
     if frame.type in _PAGED:
         flags["last"] = Flag.LAST in frame.flags
@@ -547,7 +622,8 @@ def _refuse_flags(frame: Frame, allowed: Flag) -> None:
         raise ProtocolError(f"{frame.type.name} carries flags {int(frame.flags)}")
 
 
-def _parse_fields(expected: tuple[Field, ...], frame: Frame) -> tuple[Any, ...]:
+def _parse_fields(expected: tuple[Field, ...], frame: Frame, optional: int) -> tuple[Any, ...]:
+    """The fields' values; of the last `optional` ones those may lack that are as by default."""
     if not expected:
         if frame.payload:
             raise ProtocolError(f"{frame.type.name} carries a payload")
@@ -556,6 +632,8 @@ def _parse_fields(expected: tuple[Field, ...], frame: Frame) -> tuple[Any, ...]:
         value = decode(frame.payload)
     except BadObject as exc:
         raise ProtocolError(f"{frame.type.name}: {exc.message}") from exc
+    if type(value) is tuple and len(expected) - optional <= len(value) < len(expected):
+        expected = expected[: len(value)]
     parsed: tuple[Any, ...] = Tuple(expected).parse(value)
     return parsed
 
@@ -580,4 +658,4 @@ def _check(message: Any) -> Message:
     return checked
 
 
-_KIND_NUMBERS: Final = frozenset(int(kind) for kind in Kind)
+_KIND_NUMBERS: Final = frozenset((*(int(kind) for kind in Kind), HOLLOW_COMMIT))

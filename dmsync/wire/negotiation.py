@@ -1,8 +1,9 @@
 """Negotiation: the exact frontier between two histories, by set queries (WIRE.md 5.1).
 
-Classifies the local commits as common or missing at the peer. A commit the peer holds makes all
-its ancestors common; one it lacks makes all its descendants missing (a store holds a commit only
-with its whole history). Never sends bytes in proportion to the length of the history.
+Classifies the local commits as common or missing at the peer. A commit the peer holds, be it by
+its record alone, makes all its ancestors common; one it lacks makes all its descendants missing (a
+store holds a commit's record only with those of its whole history). Where the content is, is
+another question. Never sends bytes in proportion to the length of the history.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,10 +84,10 @@ class Negotiator:
         if len(states) != len(self._asked):
             raise ProtocolError("KNOWN_REPLY does not answer the ids asked")
         for at, state in zip(self._asked, states, strict=True):
-            if state == Known.CONTENT:
-                self._spread(at, _COMMON, self._parents)
-            else:
+            if state == Known.ABSENT:
                 self._spread(at, _MISSING, self._children)
+            else:
+                self._spread(at, _COMMON, self._parents)
         self._asked = []
 
     def take_known(self, states: Mapping[ObjectId, int]) -> None:

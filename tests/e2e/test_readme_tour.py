@@ -29,7 +29,8 @@ def normalised(lines: list[str], port: str) -> list[str]:
     """Without what differs from run to run: ids, dates, key fingerprints, sizes, the port."""
     text = "\n".join(lines).replace(port, PORT).strip()
     text = re.sub(r"\b[0-9a-f]{64}\b", "ID", text)
-    text = re.sub(r"Date: .*", "Date: DATE", text)
+    text = re.sub(r"\b[0-9a-f]{12}\b", "ID", text)
+    text = re.sub(r"Date: .*|\b20\d\d-\d\d-\d\d \d\d:\d\d\b", "DATE", text)
     text = re.sub(r"SHA256:\S+", "SHA256:KEY", text)
     text = re.sub(r"[0-9.]+ kiB", "SIZE", text)
     return text.splitlines()

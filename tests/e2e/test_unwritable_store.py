@@ -83,6 +83,7 @@ def answers(cluster: Cluster) -> list[str]:
         ["branch"],
         ["diff"],
         ["diff", "HEAD^", "HEAD"],
+        ["diff", "-p", "--stat"],
         ["show"],
         ["cat", "HEAD^:__default__/HELLO"],
         ["dot", "show", "apples"],

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dmsync.core import events as ev
@@ -111,7 +112,30 @@ class RandomHistory:
         if dot not in self.commits and r.random() < 0.8:
             self.commits[dot] = []
             return ev.DotCreated(dot, r.choice(("ns", "admin")), self.name(), "me")
-        makers = {
+        branch = self.name()
+        makers: dict[str, tuple[float, Callable[[], ev.Event]]] = {
+            "list": (2, lambda: ev.CommitsListed(dot, self.new_commits(dot))),
+            "thin": (1, lambda: ev.CommitsThinned(dot, (self.some_commit(dot),), "keep-last 1")),
+            "scope": (1, lambda: ev.DotScopeSet(dot, r.choice((None, ("db",), ("db", "web"))))),
+            "sign": (1, lambda: ev.SignatureAdded(dot, self.some_commit(dot), b"sig")),
+            "merge": (3, lambda: self.merge_started(dot, branch)),
+            "resolve": (
+                3,
+                lambda: ev.ConflictResolved(
+                    dot, branch, b"a", r.choice(("ours", "theirs", "open")), b"left"
+                ),
+            ),
+            "merged": (
+                2,
+                lambda: ev.MergeEnded(dot, branch, r.choice(ev.MERGE_OUTCOMES)),
+            ),
+            "unupstream": (1, lambda: ev.UpstreamRemoved(dot, remote)),
+            "undo": (
+                2,
+                lambda: ev.UndoApplied(
+                    r.choice(self.catalog.operations(9)).first_seq, r.random() < 0.4
+                ),
+            ),
             "create": (2, lambda: ev.DotCreated(dot, "ns", self.name(), "me")),
             "rename": (1, lambda: ev.DotRenamed(dot, "ns", self.name())),
             "delete": (0.3, lambda: ev.DotDeleted(dot, f"{dot.hex()}-1")),
@@ -140,7 +164,12 @@ class RandomHistory:
             "switch": (
                 3,
                 lambda: ev.TreeSwitchStarted(
-                    dot, self.name(), self.commit(dot), self.commit(dot), "checkout"
+                    dot,
+                    self.name(),
+                    self.commit(dot),
+                    self.commit(dot),
+                    "checkout",
+                    r.random() < 0.2,
                 ),
             ),
             "switched": (2, lambda: ev.TreeSwitchFinished(dot, self.name())),
@@ -161,6 +190,22 @@ class RandomHistory:
         }
         weights = [weight for weight, _ in makers.values()]
         return r.choices([make for _, make in makers.values()], weights)[0]()
+
+    def merge_started(self, dot: DotId, branch: str) -> ev.MergeStarted:
+        ours, theirs, snapshot = (self.some_commit(dot) for _ in range(3))
+        conflicts = ((b"a", "both changed", b"[]"), (b"b", "deleted by us", b""))
+        return ev.MergeStarted(
+            dot,
+            branch,
+            self.random.choice(ev.MERGE_KINDS),
+            ours,
+            theirs,
+            (ours,),
+            snapshot,
+            (ours, theirs),
+            "join",
+            conflicts[: self.random.randrange(3)],
+        )
 
     def transfer_started(self, dot: DotId, remote: str) -> ev.TransferStarted:
         transfer = self.random.randbytes(16)

@@ -48,11 +48,16 @@ class FakeStore:
             )
         self.layout = StoreLayout(home)
         self._objects: dict[DotId, ObjectStore] = {}
-        self.catalog = Catalog.open(home, lambda dot, c: self.objects(dot).read_commit(c))
+        self.catalog = Catalog.open(
+            home,
+            lambda dot, c: self.objects(dot).read_commit(c),
+            read_tag=lambda dot, tag: self.objects(dot).read(Kind.TAG, tag),
+        )
 
     def objects(self, dot: DotId) -> ObjectStore:
         if dot not in self._objects:
             self._objects[dot] = ObjectStore(self.layout.dot_dir(dot))
+            self._objects[dot].is_partial = lambda: self.catalog.scope(dot) is not None
         return self._objects[dot]
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dmsync.core.ids import Kind, object_id
-from dmsync.core.objects import commit_from_bytes
+from dmsync.core.objects import commit_from_bytes, tag_from_bytes
 from dmsync.core.pages import DIRECTORY, MANIFEST, decode_page, encode_page
 from dmsync.errors import BadObject
 
@@ -17,6 +17,8 @@ def decode_and_encode(kind: Kind, data: bytes) -> bytes:
     """Decode as a peer's bytes and encode again. Raises BadObject."""
     if kind is Kind.COMMIT:
         return commit_from_bytes(data).to_bytes()
+    if kind is Kind.TAG:
+        return tag_from_bytes(data).to_bytes()
     if kind is Kind.PAGE:
         page_type = MANIFEST if data[1:2] == b"\x02" else DIRECTORY
         return encode_page(decode_page(data, page_type))
@@ -36,4 +38,4 @@ def test_object_vector(path: Path) -> None:
 
 
 def test_there_are_vectors() -> None:
-    assert len(CASES) >= 25
+    assert len(CASES) >= 35

@@ -8,11 +8,12 @@ import click
 from dmsync import __version__
 from dmsync.errors import UsageError
 from dmsync.surfaces.cli import output
+from dmsync.surfaces.cli.completions import REMOTE
 from dmsync.surfaces.cli.invocation import DmCommand, Invocation, query_options
 
 
 @click.command("version", cls=DmCommand, epilog="Example: dm version backup")
-@click.argument("remote", required=False)
+@click.argument("remote", required=False, type=REMOTE)
 @query_options
 @click.pass_obj
 def version_command(invocation: Invocation, remote: str | None) -> None:
@@ -61,8 +62,17 @@ def completion_command(invocation: Invocation, shell: str) -> None:
         output.write_line(script)
 
 
+def _complete_command(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the commands, or of those below the ones named already."""
+    command: click.Command | None = context.find_root().command
+    for name in context.params.get("command") or ():
+        command = command.get_command(context, name) if isinstance(command, click.Group) else None
+    names = command.list_commands(context) if isinstance(command, click.Group) else []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @click.command("help", cls=DmCommand, epilog="Example: dm help commit")
-@click.argument("command", nargs=-1)
+@click.argument("command", nargs=-1, shell_complete=_complete_command)
 @query_options
 @click.pass_context
 def help_command(context: click.Context, command: tuple[str, ...]) -> None:

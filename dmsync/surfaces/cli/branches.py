@@ -1,13 +1,21 @@
 """`dm branch`, `dm checkout`, `dm reset`: lines of history and which one the tree holds."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
+from dmsync.errors import UsageError
 from dmsync.surfaces.cli import output
 from dmsync.surfaces.cli.changes import change_fields, change_line
+from dmsync.surfaces.cli.completions import BRANCH, NEW_NAME_AND_REVISION, REVISION
 from dmsync.surfaces.cli.invocation import DmCommand, Invocation, changing_options
+from dmsync.surfaces.cli.switching import (
+    switching_options,
+    tell_stash,
+    tell_tree,
+    tree_exit_code,
+    tree_fields,
+)
 
 if TYPE_CHECKING:
     from dmsync.engine.branches import SwitchSummary
@@ -16,9 +24,29 @@ if TYPE_CHECKING:
 
 
 @click.command("branch", cls=DmCommand, epilog="Example: dm branch before-upgrade HEAD~2")
-@click.argument("arguments", metavar="[NAME [REV]]", nargs=-1)
-@click.option("-d", "--delete", "delete", metavar="NAME", help="Delete a branch.")
-@click.option("-m", "--move", "move", nargs=2, metavar="OLD NEW", help="Rename a branch.")
+@click.argument("arguments", metavar="[NAME [REV]]", nargs=-1, type=NEW_NAME_AND_REVISION)
+@click.option("-d", "--delete", "delete", type=BRANCH, metavar="NAME", help="Delete a branch.")
+@click.option(
+    "-m", "--move", "move", nargs=2, type=BRANCH, metavar="OLD NEW", help="Rename a branch."
+)
+@click.option("--contains", type=REVISION, metavar="REV", help="List only branches that hold REV.")
+@click.option("--no-contains", type=REVISION, metavar="REV", help="List only those that do not.")
+@click.option(
+    "--merged",
+    is_flag=False,
+    flag_value="HEAD",
+    type=REVISION,
+    metavar="[REV]",
+    help="List only branches that REV (HEAD) holds.",
+)
+@click.option(
+    "--no-merged",
+    is_flag=False,
+    flag_value="HEAD",
+    type=REVISION,
+    metavar="[REV]",
+    help="List only those that it does not.",
+)
 @changing_options
 @click.pass_obj
 def branch_command(
@@ -26,15 +54,28 @@ def branch_command(
     arguments: tuple[str, ...],
     delete: str | None,
     move: tuple[str, str] | None,
+    contains: str | None,
+    no_contains: str | None,
+    merged: str | None,
+    no_merged: str | None,
 ) -> None:
     """List the branches (* marks the current one), or make one at REV (default HEAD).
 
-    The commits of a deleted branch stay until the grace is over.
+    -v shows tips and numbers of commits. The commits of a deleted branch stay until the grace is
+    over.
     """
-    asked = [bool(arguments), delete is not None, move is not None]
+    filters = {
+        "contains": contains,
+        "lacks": no_contains,
+        "merged_into": merged,
+        "not_merged_into": no_merged,
+    }
+    is_filtered = any(revision is not None for revision in filters.values())
+    asked = [bool(arguments), delete is not None, move is not None, is_filtered]
     if sum(asked) > 1 or len(arguments) > 2:
         raise click.UsageError(
-            "one of: nothing, NAME [REV], -d NAME, -m OLD NEW", ctx=click.get_current_context()
+            "one of: nothing or filters, NAME [REV], -d NAME, -m OLD NEW",
+            ctx=click.get_current_context(),
         )
     with invocation.open_store() as store:
         dot = invocation.resolve_dot(store)
@@ -45,13 +86,20 @@ def branch_command(
         elif arguments:
             _create(invocation, store, dot, *arguments)
         else:
-            _list(invocation, store, dot)
+            _list(invocation, store, dot, filters if is_filtered else None)
 
 
-def _list(invocation: Invocation, store: "Store", dot: "DotRow") -> None:
-    from dmsync.engine.branches import list_branches
+def _list(
+    invocation: Invocation,
+    store: "Store",
+    dot: "DotRow",
+    filters: dict[str, str | None] | None,
+) -> None:
+    from dmsync.engine.branches import BranchFilter, list_branches
 
-    branches = list_branches(store, dot)
+    wanted = None if filters is None else BranchFilter(**filters)
+    count = invocation.as_json or bool(invocation.verbose)
+    branches = list_branches(store, dot, wanted, count=count)
     if invocation.as_json:
         invocation.document(
             [
@@ -70,7 +118,7 @@ def _list(invocation: Invocation, store: "Store", dot: "DotRow") -> None:
         line = f"{'*' if branch.current else ' '} {branch.name}"
         if invocation.verbose:
             tip = branch.tip.hex()[: output.SHORT_ID_DIGITS] if branch.tip else "no commits yet"
-            line += f" {tip}"
+            line += f" {tip} {output.counted(branch.commits or 0, 'commit')}"
         output.write_line(line)
 
 
@@ -112,14 +160,9 @@ def _delete(invocation: Invocation, store: "Store", dot: "DotRow", name: str) ->
         tip, stash = delete_branch(store, dot, name)
         if not invocation.as_json:
             invocation.talk(f"Deleted branch {name} (was {tip.hex()})")
-            _tell_stash(invocation, stash)
+            tell_stash(invocation, stash)
     if invocation.as_json:
         invocation.summary({"branch": name, "tip": tip.hex(), "stash": stash})
-
-
-def _tell_stash(invocation: Invocation, stash: str | None) -> None:
-    if stash is not None:
-        invocation.talk(f"the uncommitted changes are kept as {stash} (dm reset --hard {stash})")
 
 
 def _rename(invocation: Invocation, store: "Store", dot: "DotRow", old: str, new: str) -> None:
@@ -141,13 +184,11 @@ def _rename(invocation: Invocation, store: "Store", dot: "DotRow", old: str, new
 
 
 @click.command("checkout", cls=DmCommand, epilog="Example: dm checkout -b experiment HEAD~1")
-@click.argument("branch")
-@click.argument("revision", metavar="[REV]", required=False)
+@click.argument("branch", type=BRANCH)
+@click.argument("revision", metavar="[REV]", required=False, type=REVISION)
 @click.option("-b", "--create", is_flag=True, help="Make the branch, at REV (default HEAD).")
-@click.option("--discard", is_flag=True, help="Do not keep the uncommitted state left behind.")
-@click.option("--accept-moved-tree", is_flag=True, help="DIR may be another directory, or gone.")
-@click.option("--trusted", is_flag=True, help="Apply devices, setuid bits and capabilities too.")
-@click.option("--in-use", is_flag=True, help="Also while processes write in the tree.")
+@click.option("--carry", is_flag=True, help="Take the uncommitted changes along.")
+@switching_options
 @changing_options
 @click.pass_obj
 def checkout_command(
@@ -155,6 +196,7 @@ def checkout_command(
     branch: str,
     revision: str | None,
     create: bool,
+    carry: bool,
     discard: bool,
     accept_moved_tree: bool,
     trusted: bool,
@@ -162,13 +204,24 @@ def checkout_command(
 ) -> int:
     """Switch the dot to another branch.
 
-    Uncommitted changes stay with the branch that is left and come back with it.
+    Uncommitted changes stay with the branch that is left and come back with it. With --carry they
+    become the other branch's; where they do not fit, nothing is changed (exit code 15).
     """
     from dmsync.engine.branches import checkout
 
+    if carry and discard:
+        raise UsageError("--carry takes the changes along and --discard gives them up: choose")
     with invocation.open_store() as store:
         dot = invocation.resolve_dot(store)
         with invocation.progress(f"checking out {branch}") as progress:
+            if carry:
+                from dmsync.engine.carrying import CarryRequest, checkout_carrying
+
+                request = CarryRequest(
+                    branch, create, revision, accept_moved_tree, trusted, in_use, invocation.dry_run
+                )
+                summary = checkout_carrying(store, dot, request, progress)
+                return _print_switch(invocation, summary, f"Switched to branch {summary.branch}")
             summary = checkout(
                 store,
                 dot,
@@ -186,12 +239,9 @@ def checkout_command(
 
 
 @click.command("reset", cls=DmCommand, epilog="Example: dm reset --hard HEAD~1")
-@click.argument("revision", metavar="REV")
+@click.argument("revision", metavar="REV", type=REVISION)
 @click.option("--hard", is_flag=True, help="Also when uncommitted changes go (they are stored).")
-@click.option("--discard", is_flag=True, help="Do not store the uncommitted changes that go.")
-@click.option("--accept-moved-tree", is_flag=True, help="DIR may be another directory, or gone.")
-@click.option("--trusted", is_flag=True, help="Apply devices, setuid bits and capabilities too.")
-@click.option("--in-use", is_flag=True, help="Also while processes write in the tree.")
+@switching_options
 @changing_options
 @click.pass_obj
 def reset_command(
@@ -234,12 +284,9 @@ def reset_command(
     return _print_switch(invocation, summary, f"{summary.branch} is now at {tip}{dropped}")
 
 
-_WITH_WARNINGS: Final = 3
-
-
 def _print_switch(invocation: Invocation, summary: "SwitchSummary", done: str) -> int:
     """Tell what a switch did; returns the exit code."""
-    code = _WITH_WARNINGS if summary.withheld or summary.unapplied else 0
+    code = tree_exit_code(summary)
     if invocation.as_json:
         fields = _json_fields(summary, dry_run=invocation.dry_run)
         invocation.summary({**fields, "exit_code": code})
@@ -247,28 +294,12 @@ def _print_switch(invocation: Invocation, summary: "SwitchSummary", done: str) -
     if invocation.dry_run:
         for change in summary.changes:
             invocation.result(change_line(change))
+        count = output.counted(len(summary.changes), "change")
+        invocation.talk(f"{count} to the working tree; nothing was done (dry run)")
         return 0
     invocation.talk(done)
-    _warn_not_applied(invocation, "devices were not made", summary.withheld)
-    _warn_not_applied(
-        invocation, "paths have not all of their owner, mode and attributes", summary.unapplied
-    )
-    _tell_stash(invocation, summary.stash)
-    if invocation.verbose:
-        invocation.talk(
-            f"{summary.files_written} files written, {summary.files_removed} removed, "
-            f"{output.human_size(summary.bytes_written)}"
-        )
+    tell_tree(invocation, summary)
     return code
-
-
-def _warn_not_applied(invocation: Invocation, what: str, paths: Sequence[bytes]) -> None:
-    if paths:
-        first = output.escape_name(paths[0])
-        invocation.warn(
-            f"{len(paths)} {what} ({first}{', ...' if len(paths) > 1 else ''}); "
-            "they stay recorded, and --trusted applies what this user may"
-        )
 
 
 def _json_fields(summary: "SwitchSummary", *, dry_run: bool) -> dict[str, object]:
@@ -277,12 +308,7 @@ def _json_fields(summary: "SwitchSummary", *, dry_run: bool) -> dict[str, object
         "commit": summary.commit.hex() if summary.commit else None,
         "dry_run": dry_run,
         "commits_dropped": summary.commits_dropped,
-        "stash": summary.stash,
-        "files_written": summary.files_written,
-        "files_removed": summary.files_removed,
-        "bytes_written": summary.bytes_written,
-        "withheld": [output.path_fields(path) for path in summary.withheld],
-        "unapplied": [output.path_fields(path) for path in summary.unapplied],
+        **tree_fields(summary),
     }
     if dry_run:
         fields["changes"] = [change_fields(change) for change in summary.changes]

@@ -8,6 +8,7 @@ from dmsync.errors import UsageError
 from dmsync.surfaces.cli import output
 from dmsync.surfaces.cli.changes import change_line
 from dmsync.surfaces.cli.invocation import DmCommand, Invocation, changing_options
+from dmsync.surfaces.cli.signing import signing_key, signing_options
 
 if TYPE_CHECKING:
     from dmsync.engine.commits import CommitSummary
@@ -23,12 +24,15 @@ _PATHS_SHOWN_MAX: Final = 20
 @click.option("-m", "--message", help="What this state is.")
 @click.option("-d", "--metadata", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
 @click.option("--author", help="Instead of DM_AUTHOR or the configuration.")
+@click.option("--amend", is_flag=True, help="Replace the last commit; keeps its message.")
+@click.option("--amend-pushed", is_flag=True, help="Also when a remote holds it already.")
 @click.option("--fail-if-nothing", is_flag=True, help="Exit 4 when nothing changed.")
 @click.option(
     "--accept-moved-tree",
     is_flag=True,
     help="Commit although the directory is another one, or a subdot was emptied.",
 )
+@signing_options
 @changing_options
 @click.pass_obj
 def commit_command(
@@ -36,8 +40,12 @@ def commit_command(
     message: str | None,
     metadata: tuple[str, ...],
     author: str | None,
+    amend: bool,
+    amend_pushed: bool,
     fail_if_nothing: bool,
     accept_moved_tree: bool,
+    is_signed: bool,
+    key: str | None,
 ) -> int:
     """Record the state of all subdots of the current branch, atomically; prints the commit's id.
 
@@ -46,15 +54,18 @@ def commit_command(
     """
     from dmsync.engine.commits import CommitRequest, commit
 
-    if not message:
+    if not message and not (amend or amend_pushed):
         raise UsageError("Please provide a commit message", hint='dm commit -m "MESSAGE"')
     request = CommitRequest(
-        message=message,
+        message=message or "",
         metadata=metadata_pairs(metadata),
         author=author,
         fail_if_nothing=fail_if_nothing,
         accept_moved_tree=accept_moved_tree,
         dry_run=invocation.dry_run,
+        signing=signing_key(invocation, key, wanted=is_signed),
+        amend=amend or amend_pushed,
+        amend_pushed=amend_pushed,
     )
     with invocation.open_store() as store:
         dot = invocation.resolve_dot(store)
@@ -92,6 +103,8 @@ def _print(invocation: Invocation, summary: "CommitSummary") -> None:
     else:
         for change in summary.changes:
             invocation.result(change_line(change))
+        count = output.counted(len(summary.changes), "change")
+        invocation.talk(f"would commit {count}; nothing was done (dry run)")
     for what, paths in (
         ("changed while it was read", summary.unstable_paths),
         ("could not be read", summary.unreadable_paths),

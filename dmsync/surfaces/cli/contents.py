@@ -7,8 +7,11 @@ import click
 
 from dmsync.surfaces.cli import output
 from dmsync.surfaces.cli.changes import change_fields, change_line, stat_line
-from dmsync.surfaces.cli.invocation import FILE_NAME, DmCommand, Invocation, query_options
-from dmsync.surfaces.cli.log import commit_fields, commit_lines
+from dmsync.surfaces.cli.completions import PLACE, REVISION
+from dmsync.surfaces.cli.invocation import DmCommand, Invocation, query_options
+from dmsync.surfaces.cli.log import NOT_HERE, commit_fields, commit_lines
+from dmsync.surfaces.cli.signing import signature_reader, verdict_fields, verdict_text
+from dmsync.surfaces.cli.tag import shown_tag
 
 if TYPE_CHECKING:
     from dmsync.core.objects import Entry
@@ -21,24 +24,42 @@ _KIND_WORDS: Final = (
 
 
 @click.command("show", cls=DmCommand, epilog="Example: dm show HEAD~1 --stat")
-@click.argument("revision", metavar="[REV]", default="HEAD")
+@click.argument("revision", metavar="[REV]", default="HEAD", type=REVISION)
 @click.option("--stat", is_flag=True, help="Show sizes and a closing line of totals.")
+@click.option("--show-signature", is_flag=True, help="Check the signatures (see dm verify).")
 @query_options
 @click.pass_obj
-def show_command(invocation: Invocation, revision: str, stat: bool) -> None:
-    """Show a commit (default HEAD) and what it changed against its first parent."""
+def show_command(invocation: Invocation, revision: str, stat: bool, show_signature: bool) -> None:
+    """Show a commit (default HEAD) and what it changed against its first parent.
+
+    Of an annotated tag its annotation, then the commit.
+    """
     from dmsync.engine.history import show
 
     with invocation.open_store() as store:
         dot = invocation.resolve_dot(store)
         commit, changes = show(store, dot, revision)
+        signatures = signature_reader(invocation, store, dot.dot) if show_signature else None
+        tag = shown_tag(store, dot, revision, signatures)
+        verdict = signatures.of_commit(commit.id) if signatures else None
     if invocation.as_json:
         fields = commit_fields(commit)
-        fields["changes"] = [change_fields(change) for change in changes]
+        if tag is not None:
+            fields["tag"] = tag.fields
+        if verdict is not None:
+            fields["signature"] = verdict_fields(verdict)
+        found = None if changes is None else [change_fields(change) for change in changes]
+        fields["changes"] = found
         invocation.document(fields)
         return
-    for line in commit_lines(commit):
+    lines = list(commit_lines(commit))
+    if verdict is not None:
+        lines.insert(1, f"Signature: {verdict_text(verdict)}")
+    for line in [*(tag.lines if tag else ()), *lines]:
         output.write_line(line)
+    if changes is None:
+        invocation.talk(NOT_HERE)
+        return
     for change in changes:
         output.write_line(change_line(change, stat=stat))
     if stat:
@@ -46,7 +67,7 @@ def show_command(invocation: Invocation, revision: str, stat: bool) -> None:
 
 
 @click.command("ls", cls=DmCommand, epilog="Example: dm ls HEAD:__default__/logs -l")
-@click.argument("place", metavar="[REV:PATH]", type=FILE_NAME, required=False)
+@click.argument("place", metavar="[REV:PATH]", type=PLACE, required=False)
 @click.option("-l", "--long", "long_form", is_flag=True, help="Mode, owner, size and time too.")
 @click.option("-H", "--scripting", is_flag=True, hidden=True)
 @query_options
@@ -105,7 +126,7 @@ def _entry_fields(path: bytes, entry: "Entry") -> dict[str, object]:
 
 
 @click.command("cat", cls=DmCommand, epilog="Example: dm cat HEAD~3:__default__/app.conf")
-@click.argument("place", metavar="REV:PATH", type=FILE_NAME)
+@click.argument("place", metavar="REV:PATH", type=PLACE)
 @query_options
 @click.pass_obj
 def cat_command(invocation: Invocation, place: str) -> None:

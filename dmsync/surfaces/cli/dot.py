@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dmsync.surfaces.cli import output
+from dmsync.surfaces.cli.completions import DOT, DOT_OR_REMOTE, REMOTE, Words
 from dmsync.surfaces.cli.invocation import (
     DmCommand,
     Invocation,
@@ -24,7 +25,7 @@ def dot_command() -> None:
 
 
 @dot_command.command("show", cls=DmCommand, epilog="Example: dm dot show -H app | grep ^dirty")
-@click.argument("dot", required=False)
+@click.argument("dot", required=False, type=DOT)
 @click.option("-H", "--scripting", is_flag=True, help="TAB-separated lines, sizes in bytes.")
 @query_options
 @click.pass_obj
@@ -56,7 +57,10 @@ def _human_lines(details: "DotDetails") -> list[str]:
     lines = [f"Dot {_full_name(details)}:", f"Master branch ID: {details.master_branch_id}"]
     if dot.current:
         lines.append("Dot is currently selected.")
-    lines.append(f"Commits: {dot.commits}")
+    hollow = details.hollow_commits
+    lines.append(f"Commits: {dot.commits}" + (f" ({hollow} without content)" if hollow else ""))
+    if details.subdots is not None:
+        lines.append(f"Subdots kept here: {', '.join(map(output.escape_name, details.subdots))}")
     size = output.human_size(dot.size_bytes)
     if dot.dirty_bytes:
         lines.append(f"Dot size: {size} ({output.human_size(dot.dirty_bytes)} dirty)")
@@ -81,6 +85,7 @@ def _scripting_lines(details: "DotDetails") -> list[str]:
         ("masterBranchId", details.master_branch_id),
         ("selected", "true" if dot.current else "false"),
         ("commitCount", str(dot.commits)),
+        ("hollowCommitCount", str(details.hollow_commits)),
         ("size", str(dot.size_bytes)),
         ("dirty", "" if dot.dirty_bytes is None else str(dot.dirty_bytes)),
         ("currentBranch", dot.branch),
@@ -102,6 +107,8 @@ def _json_fields(details: "DotDetails") -> dict[str, object]:
         "current": dot.current,
         "branch": dot.branch,
         "commits": dot.commits,
+        "hollow_commits": details.hollow_commits,
+        "subdots": None if details.subdots is None else list(details.subdots),
         "size_bytes": dot.size_bytes,
         "dirty_bytes": dot.dirty_bytes,
         "master_branch_id": details.master_branch_id,
@@ -125,7 +132,7 @@ def _json_fields(details: "DotDetails") -> dict[str, object]:
 
 
 @dot_command.command("path", cls=DmCommand, epilog="Example: cd $(dm dot path app.__root__)")
-@click.argument("dot", metavar="[DOT[@BRANCH][.SUBDOT]]", required=False)
+@click.argument("dot", metavar="[DOT[@BRANCH][.SUBDOT]]", required=False, type=DOT)
 @query_options
 @click.pass_obj
 def path_command(invocation: Invocation, dot: str | None) -> None:
@@ -146,7 +153,7 @@ def path_command(invocation: Invocation, dot: str | None) -> None:
 
 
 @dot_command.command("delete", cls=DmCommand, epilog="Example: dm dot delete -f old")
-@click.argument("dot")
+@click.argument("dot", type=DOT)
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
 @changing_options
 @click.pass_obj
@@ -176,7 +183,7 @@ def delete_command(invocation: Invocation, dot: str, force: bool) -> int:
 
 
 @dot_command.command("rename", cls=DmCommand, epilog="Example: dm dot rename app shop")
-@click.argument("old")
+@click.argument("old", type=DOT)
 @click.argument("new")
 @changing_options
 @click.pass_obj
@@ -199,12 +206,19 @@ def rename_command(invocation: Invocation, old: str, new: str) -> None:
 @dot_command.command(
     "set-upstream", cls=DmCommand, epilog="Example: dm dot set-upstream backup company/app"
 )
-@click.argument("arguments", metavar="[DOT] REMOTE REMOTE-DOT", nargs=-1)
+@click.argument(
+    "arguments",
+    metavar="[DOT] REMOTE REMOTE-DOT",
+    nargs=-1,
+    type=Words(DOT_OR_REMOTE, REMOTE, None),
+)
 @changing_options
 @click.pass_obj
 def set_upstream_command(invocation: Invocation, arguments: tuple[str, ...]) -> None:
     """Say which dot of REMOTE this dot is pushed to and pulled from by default."""
+    from dmsync.core.names import parse_dot_name
     from dmsync.engine.dots import set_upstream
+    from dmsync.engine.remotes import find_remote
 
     if len(arguments) not in (2, 3):
         raise click.UsageError("expected [DOT] REMOTE REMOTE-DOT", ctx=click.get_current_context())
@@ -212,7 +226,11 @@ def set_upstream_command(invocation: Invocation, arguments: tuple[str, ...]) -> 
     remote, remote_dot = arguments[-2:]
     with invocation.open_store() as store:
         row = invocation.resolve_dot(store, dot)
-        if not invocation.dry_run:
+        if invocation.dry_run:
+            find_remote(store, remote)
+            parse_dot_name(remote_dot)
+            invocation.talk(f"would push dot {row.name} to {remote_dot} of {remote}")
+        else:
             set_upstream(store, dot or invocation.settings.dot, remote, remote_dot)
     if invocation.as_json:
         invocation.summary({"dot": row.name, "remote": remote, "remote_dot": remote_dot})

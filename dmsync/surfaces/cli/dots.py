@@ -7,6 +7,7 @@ import click
 
 from dmsync.errors import UsageError
 from dmsync.surfaces.cli import output
+from dmsync.surfaces.cli.completions import DOT
 from dmsync.surfaces.cli.invocation import (
     FILE_NAME,
     DmCommand,
@@ -54,10 +55,13 @@ def init_command(
         raise UsageError("--as-root says what the directory of --at is", hint="give --at DIR")
     if at is not None and not os.path.isdir(at):
         raise UsageError(f"no such directory: {at}")
-    parse_dot_name(dot)
+    name = parse_dot_name(dot)
     if invocation.dry_run:
         _check_new(invocation, dot, at)
         invocation.talk(f"would make dot {dot}")
+        if invocation.as_json:
+            namespace = name.namespace or invocation.settings.namespace
+            invocation.summary({"dot": name.dot, "namespace": namespace, "id": None})
         return
     with invocation.open_store(create=True) as store:
         row = init_dot(store, dot, at=at, as_root=as_root)
@@ -68,10 +72,14 @@ def init_command(
 def _make_store(invocation: Invocation, dot: str | None) -> None:
     if dot is not None:
         raise UsageError("--bare makes a store without a dot: give no DOT")
-    if not invocation.dry_run:
+    home = invocation.settings.home
+    if invocation.dry_run:
+        invocation.talk(f"would make a store at {home}, unless there is one")
+    else:
         with invocation.open_store(create=True) as store:
-            if invocation.as_json:
-                invocation.summary({"home": store.home})
+            home = store.home
+    if invocation.as_json:
+        invocation.summary({"home": home})
 
 
 def _check_new(invocation: Invocation, dot: str, at: str | None) -> None:
@@ -92,7 +100,7 @@ def _check_new(invocation: Invocation, dot: str, at: str | None) -> None:
 
 
 @click.command("switch", cls=DmCommand, epilog="Example: dm switch app")
-@click.argument("dot")
+@click.argument("dot", type=DOT)
 @changing_options
 @click.pass_obj
 def switch_command(invocation: Invocation, dot: str) -> None:
@@ -101,7 +109,9 @@ def switch_command(invocation: Invocation, dot: str) -> None:
 
     with invocation.open_store() as store:
         row = invocation.resolve_dot(store, dot)
-        if not invocation.dry_run:
+        if invocation.dry_run:
+            invocation.talk(f"would switch to dot {dot}")
+        else:
             switch_dot(store, dot)
         if invocation.as_json:
             invocation.summary({"dot": row.name, "namespace": row.namespace})

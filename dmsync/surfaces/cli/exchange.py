@@ -1,14 +1,16 @@
 """`dm push`, `dm pull`, `dm fetch`, `dm clone`: commits to and from other clusters."""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
-from typing import TYPE_CHECKING, Any, Final
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import click
 
-from dmsync.errors import DmError, UsageError
+from dmsync.errors import Diverged, DmError, UsageError
 from dmsync.surfaces.cli import output
+from dmsync.surfaces.cli.completions import BRANCH, DOT, REMOTE, REVISION
 from dmsync.surfaces.cli.invocation import (
     FILE_NAME,
     DmCommand,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from dmsync.surfaces.cli.connection import Remote
     from dmsync.wire.messages import RefStatus
 
+_DEPTH_HELP: Final = "Content of the N newest commits of each branch; records of all."
+_TAGS_SHOWN_MAX: Final = 20
 _MILDEST_FIRST: Final = (0, 4, 3, 75, 13, 14, 15, 18, 10, 2, 12, 17, 1, 16)
 """Exit codes from harmless to alarming: with --all the worst of all dots is the command's."""
 
@@ -45,15 +49,16 @@ class _PushCommand(DmCommand):
 
 
 @click.command("push", cls=_PushCommand, epilog="Example: dm push backup app --all -q")
-@click.argument("remote", required=False)
-@click.argument("dot", required=False)
-@click.argument("branch", required=False)
+@click.argument("remote", required=False, type=REMOTE)
+@click.argument("dot", required=False, type=DOT)
+@click.argument("branch", required=False, type=BRANCH)
 @click.option("--all", "every", is_flag=True, help="Every branch; without DOT of every dot.")
 @click.option("--tags", is_flag=True, help="The tags of the dot too.")
 @click.option("--remote-name", metavar="[NS/]NAME", help="The dot's name over there.")
 @click.option(
     "--force-with-lease",
     "lease",
+    type=REVISION,
     metavar="[=REV]",
     help="Overwrite, if the remote branch is still at REV (default: where it was last seen).",
 )
@@ -110,7 +115,18 @@ def push_command(
         summary = _announced(
             invocation, title, lambda: push(invocation, store, there, request), _push_outcome
         )
-        return _push_fields(summary)
+        if summary.tags_left_out:
+            names = ", ".join(summary.tags_left_out[:_TAGS_SHOWN_MAX])
+            invocation.warn(
+                f"{output.counted(len(summary.tags_left_out), 'tag')} left out, since {there.name} "
+                f"runs a dm that is too old for them, or their content is not here: {names}"
+            )
+        if summary.remote_is_hollow:
+            invocation.talk(
+                f"{there.name} has some commits by their record alone; dm fetch --unshallow there "
+                "brings their content, from a store that has it"
+            )
+        return _push_fields(invocation, summary)
 
     return _for_dots(invocation, name, dot, every and dot is None, push_one)
 
@@ -182,6 +198,8 @@ def _push_outcome(summary: "PushSummary", dry_run: bool) -> Iterable[str]:
         yield "Already up to date."
         return
     refused = [ref.ref for ref in summary.refs if ref.status is RefStatus.REFUSED]
+    if summary.commits_hollow and not dry_run:
+        yield f"  {output.counted(summary.commits_hollow, 'commit')} arrived by their record alone"
     if dry_run:
         size = output.human_size(summary.bytes_planned)
         yield (
@@ -210,7 +228,19 @@ def _pull_outcome(summary: "FetchSummary", dry_run: bool) -> Iterable[str]:
             yield f"  {branch} is at {tip.hex()[: output.SHORT_ID_DIGITS]} there"
         yield "Nothing was fetched (dry run)."
     else:
+        yield from _content_lines(summary)
         yield "Already up to date." if summary.nothing_to_do else "Done!"
+
+
+def _content_lines(summary: "FetchSummary") -> Iterable[str]:
+    """What came without content, and what has it now."""
+    if summary.commits_hollow:
+        yield f"  {output.counted(summary.commits_hollow, 'commit')} came by their record alone"
+    if summary.commits_deepened:
+        yield f"  {output.counted(summary.commits_deepened, 'commit')} have their content now"
+    if summary.commits_unavailable:
+        count = output.counted(summary.commits_unavailable, "commit")
+        yield f"  the content of {count} is not there either"
 
 
 def _fetch_outcome(summary: "FetchSummary", dry_run: bool) -> Iterable[str]:
@@ -218,6 +248,7 @@ def _fetch_outcome(summary: "FetchSummary", dry_run: bool) -> Iterable[str]:
     for name, old, new in summary.tracking:
         yield f"  {_ref_line(name, old, new, 'fetched')}"
     if summary.tracking and not dry_run:
+        yield from _content_lines(summary)
         yield "Done!"
     else:
         yield from _pull_outcome(summary, dry_run)
@@ -283,8 +314,10 @@ def _code_of(fields: dict[str, object]) -> int:
     return code
 
 
-def _push_fields(summary: "PushSummary") -> dict[str, object]:
+def _push_fields(invocation: Invocation, summary: "PushSummary") -> dict[str, object]:
     """JSON of a push; refs that were refused while others went through set the exit code."""
+    from dmsync.surfaces.cli.main import print_error
+
     fields = _plain_fields(summary, ("refs",))
     fields["refs"] = [
         {
@@ -299,7 +332,7 @@ def _push_fields(summary: "PushSummary") -> dict[str, object]:
     ]
     errors = [ref.error for ref in summary.refs if ref.error is not None]
     for error in errors:
-        output.write_line(f"dm: error: {output.escape_text(error.message)}", sys.stderr)
+        print_error(error, as_json=invocation.as_json)
     fields["exit_code"] = worst([error.exit_code for error in errors] or [0])
     return fields
 
@@ -317,14 +350,58 @@ def _plain_fields(summary: Any, left_out: Sequence[str]) -> dict[str, object]:
 # --- pull, fetch, clone ------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Content:
+    """Of which commits the content is asked for, as the options of fetch and pull say it."""
+
+    depth: int | None = None
+    deepen: int | None = None
+    unshallow: bool = False
+
+    def wishes(self) -> "_Wishes":
+        """Fields of a FetchRequest. Raises UsageError."""
+        if sum((self.depth is not None, self.deepen is not None, self.unshallow)) > 1:
+            raise UsageError("one of --depth, --deepen and --unshallow")
+        return {
+            "depth": self.depth or 0,
+            "deepen": self.deepen or 0,
+            "unshallow": self.unshallow,
+        }
+
+
+class _Wishes(TypedDict):
+    depth: int
+    deepen: int
+    unshallow: bool
+
+
+def _content_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--depth, --deepen, --unshallow, as one argument `content`."""
+
+    @click.option("--depth", type=click.IntRange(1), metavar="N", help=_DEPTH_HELP)
+    @click.option(
+        "--deepen", type=click.IntRange(1), metavar="N", help="Content of N more older commits."
+    )
+    @click.option("--unshallow", is_flag=True, help="Content of all commits that REMOTE has.")
+    @wraps(command)
+    def with_content(
+        *args: Any, depth: int | None, deepen: int | None, unshallow: bool, **others: Any
+    ) -> Any:
+        return command(*args, content=_Content(depth, deepen, unshallow), **others)
+
+    return with_content
+
+
 @click.command("pull", cls=DmCommand, epilog="Example: dm pull backup app master")
-@click.argument("remote", required=False)
-@click.argument("dot", required=False)
-@click.argument("branch", required=False)
+@click.argument("remote", required=False, type=REMOTE)
+@click.argument("dot", required=False, type=DOT)
+@click.argument("branch", required=False, type=BRANCH)
 @click.option("--all", "every", is_flag=True, help="Every branch; without DOT of every dot.")
 @click.option("--remote-name", metavar="[NS/]NAME", help="The dot's name over there.")
 @click.option("--stash-on-divergence", "stash", is_flag=True, help="Keep ours as X-DIVERGED-...")
 @click.option("--force", is_flag=True, help="Take theirs; our commits stay in the reflog.")
+@click.option("--merge", is_flag=True, help="When both sides have commits, merge theirs into ours.")
+@_content_options
 @reaching_options
 @changing_options
 @click.pass_obj
@@ -337,14 +414,18 @@ def pull_command(
     remote_name: str | None,
     stash: bool,
     force: bool,
+    merge: bool,
+    content: _Content,
 ) -> int:
     """Fetch a branch (default: the current one) from REMOTE and fast-forward it, tree included.
 
-    Refuses when both sides have commits the other lacks (exit code 14) or uncommitted changes
-    are in the way (18); what was fetched stays.
+    Refuses when both sides have commits the other lacks (exit code 14; --merge merges them, see
+    dm merge) or uncommitted changes are in the way (18); what was fetched stays.
     """
-    if stash and force:
-        raise UsageError("--force or --stash-on-divergence, not both")
+    if stash + force + merge > 1:
+        raise UsageError("one of --merge, --force and --stash-on-divergence")
+    if merge and every:
+        raise UsageError("--merge is for the current branch: without --all")
     if every and branch is not None:
         raise UsageError("--all is every branch: give no BRANCH")
     move: PullMode = "stash" if stash else "force" if force else "ff"
@@ -357,14 +438,17 @@ def pull_command(
         every_branch=every,
         remote_name=remote_name,
         move=move,
+        content=content,
+        merge=merge,
     )
 
 
 @click.command("fetch", cls=DmCommand, epilog="Example: dm fetch backup && dm log backup/master")
-@click.argument("remote", required=False)
-@click.argument("dot", required=False)
+@click.argument("remote", required=False, type=REMOTE)
+@click.argument("dot", required=False, type=DOT)
 @click.option("--all", "every", is_flag=True, help="Every dot, when DOT is not given.")
 @click.option("--remote-name", metavar="[NS/]NAME", help="The dot's name over there.")
+@_content_options
 @reaching_options
 @changing_options
 @click.pass_obj
@@ -374,8 +458,12 @@ def fetch_command(
     dot: str | None,
     every: bool,
     remote_name: str | None,
+    content: _Content,
 ) -> int:
-    """Fetch all branches of a dot as REMOTE/BRANCH; local branches and trees stay as they are."""
+    """Fetch all branches of a dot as REMOTE/BRANCH; local branches and trees stay as they are.
+
+    Of a shallow clone, --deepen and --unshallow bring the content of older commits.
+    """
     return _fetch_dots(
         invocation,
         _required(remote, "fetch from"),
@@ -385,6 +473,7 @@ def fetch_command(
         every_branch=True,
         remote_name=remote_name,
         move="none",
+        content=content,
     )
 
 
@@ -398,9 +487,12 @@ def _fetch_dots(
     every_branch: bool,
     remote_name: str | None,
     move: "PullMode",
+    content: _Content,
+    merge: bool = False,
 ) -> int:
     if every_dot and remote_name is not None:
         raise UsageError("--remote-name names one dot: give DOT")
+    wishes = content.wishes()
     verb = "Fetching" if move == "none" else "Pulling"
 
     def fetch_one(store: "Store", row: "DotRow", there: "Remote") -> dict[str, object]:
@@ -418,24 +510,74 @@ def _fetch_dots(
             dry_run=invocation.dry_run,
             command="fetch" if move == "none" else "pull",
             actor=invocation.settings.actor,
+            **wishes,
         )
         title = f"{verb} {_written(row)} from {there.name}:{_remote_text(row, remote_dot)}"
-        summary = _announced(
-            invocation,
-            title,
-            lambda: fetch(invocation, store, there, request),
-            _fetch_outcome if move == "none" else _pull_outcome,
-        )
-        return _fetch_fields(summary)
+        if move != "none" and not every_branch:
+            _refuse_merging(store, row, branch, merge=merge)
+        try:
+            summary = _announced(
+                invocation,
+                title,
+                lambda: fetch(invocation, store, there, request),
+                _fetch_outcome if move == "none" else _pull_outcome,
+            )
+        except Diverged:
+            if not merge:
+                raise
+            return _merge_fetched(invocation, store, row, there.name)
+        _tell_kept_tags(invocation, there.name, summary)
+        return fetch_fields(summary)
 
     return _for_dots(invocation, remote, dot, every_dot, fetch_one)
 
 
+def _refuse_merging(store: "Store", row: "DotRow", branch: str | None, *, merge: bool) -> None:
+    """Refuse a pull into a branch that is being merged into, before anything is transferred."""
+    from dmsync.engine.merging.state import refuse_merging
+
+    head = store.catalog.head(row.dot)
+    if merge and branch not in (None, head):
+        raise UsageError(
+            f"--merge merges into the current branch, which is {head}", hint=f"dm checkout {branch}"
+        )
+    refuse_merging(store, row.dot, branch or head)
+
+
+def _merge_fetched(
+    invocation: Invocation, store: "Store", row: "DotRow", remote: str
+) -> dict[str, object]:
+    """Merge what was fetched into the current branch; JSON of the merge."""
+    from dmsync.engine.merging.lifecycle import MergeOptions, merge_revision
+    from dmsync.surfaces.cli.merge import merge_exit_code, merge_fields, tell_merge
+
+    branch = store.catalog.head(row.dot)
+    options = MergeOptions(
+        f"remote/{remote}/{branch}", message=f"merge {remote}/{branch} into {branch}"
+    )
+    with invocation.progress(f"merging into {row.name}") as progress:
+        summary = merge_revision(store, row, options, progress)
+    if not invocation.as_json:
+        tell_merge(invocation, summary)
+    return {
+        **merge_fields(summary, dry_run=False),
+        "exit_code": merge_exit_code(summary),
+    }
+
+
 @click.command("clone", cls=DmCommand, epilog="Example: dm clone dm@vault:2222 app --local-name a")
-@click.argument("remote", required=False)
+@click.argument("remote", required=False, type=REMOTE)
 @click.argument("dot", metavar="[NS/]DOT", required=False)
 @click.argument("branch", required=False)
 @click.option("--local-name", metavar="[NS/]NAME", help="What to call it here.")
+@click.option("--depth", type=click.IntRange(1), metavar="N", help=_DEPTH_HELP)
+@click.option(
+    "--subdot",
+    "subdots",
+    metavar="NAME",
+    multiple=True,
+    help="Keep the content of this subdot only; may be given again.",
+)
 @click.option("--stash-on-divergence", "stash", is_flag=True, help="When it is here already.")
 @click.option(
     "--at",
@@ -454,6 +596,8 @@ def clone_command(
     dot: str | None,
     branch: str | None,
     local_name: str | None,
+    depth: int | None,
+    subdots: tuple[str, ...],
     stash: bool,
     at: str | None,
     as_root: bool,
@@ -461,6 +605,14 @@ def clone_command(
     """Copy a dot from REMOTE: all branches, or BRANCH and what it stems from.
 
     Its files live in the store (dm dot path prints where), or with --at in DIR.
+
+    With --depth the clone is shallow: it has the record of every commit (id, parents, message), so
+    log and merge work as ever, and the content of the newest ones; reading an older one says so,
+    and dm fetch --deepen brings more. It commits, pulls and pushes as any other: a remote
+    that lacks the older commits gets them by their record alone, one that has them keeps them.
+
+    With --subdot it is partial: the working tree has these subdots, and what is committed leaves
+    the others as they were. It can be pushed to where the content of the others is.
 
     Cloning again what is here under that name pulls. A clone that was cut goes on where it
     stopped when it is run again.
@@ -485,6 +637,8 @@ def clone_command(
             move="stash" if stash else "ff",
             local_namespace=here_namespace or invocation.settings.namespace,
             local_name=here_name,
+            depth=depth or 0,
+            subdots=_checked_subdots(subdots, at, as_root=as_root),
             dry_run=invocation.dry_run,
             command="clone",
             actor=invocation.settings.actor,
@@ -495,8 +649,9 @@ def clone_command(
         summary = _announced(
             invocation, title, lambda: fetch(invocation, store, there, request), _clone_outcome
         )
-        _become_current(store, summary.dot)
-        fields = _fetch_fields(summary)
+        _tell_kept_tags(invocation, there.name, summary)
+        become_current(store, summary.dot)
+        fields = fetch_fields(summary)
         if at is not None and not invocation.dry_run:
             fields["tree"] = _write_tree(invocation, store, summary.dot, at, as_root)
     if not invocation.as_json:
@@ -506,9 +661,40 @@ def clone_command(
     return _code_of(fields)
 
 
+def _tell_kept_tags(invocation: Invocation, remote: str, summary: "FetchSummary") -> None:
+    if summary.tags_kept:
+        names = ", ".join(summary.tags_kept[:_TAGS_SHOWN_MAX])
+        invocation.warn(
+            f"tags that stand for something else at {remote} stayed as they are here "
+            f"(dm pull --force takes those): {names}"
+        )
+
+
+def _checked_subdots(
+    subdots: tuple[str, ...], at: str | None, *, as_root: bool
+) -> tuple[str, ...] | None:
+    """The subdots to keep, in order and each once; None for all. Raises UsageError."""
+    from dmsync.engine.trees import DEFAULT_SUBDOT
+    from dmsync.wire.limits import SUBDOTS_MAX
+    from dmsync.wire.messages import is_subdot_name
+
+    chosen = tuple(sorted(set(subdots)))
+    for name in chosen:
+        if not is_subdot_name(name):
+            raise UsageError(f"not a subdot's name: {output.escape_name(name)}")
+    if len(chosen) > SUBDOTS_MAX:
+        raise UsageError(f"more than {SUBDOTS_MAX} subdots")
+    default = DEFAULT_SUBDOT.decode()
+    if chosen and at is not None and not as_root and chosen != (default,):
+        raise UsageError(
+            f"the directory of --at is the subdot {default}", hint="--as-root makes it the tree"
+        )
+    return chosen or None
+
+
 def _clone_outcome(summary: "FetchSummary", dry_run: bool) -> Iterable[str]:
-    """Nothing: a clone is done when its tree is written, too."""
-    return ()
+    """No end: a clone is done when its tree is written, too."""
+    return _content_lines(summary)
 
 
 def _clone_end(summary: "FetchSummary", dry_run: bool) -> str:
@@ -538,7 +724,7 @@ def _write_tree(
     return path.decode("utf-8", "replace")
 
 
-def _become_current(store: "Store", dot: "DotId") -> None:
+def become_current(store: "Store", dot: "DotId") -> None:
     """The first dot of a store is the one that commands mean."""
     from dmsync.core.events import CurrentDotSwitched
 
@@ -547,7 +733,7 @@ def _become_current(store: "Store", dot: "DotId") -> None:
             tx.append(CurrentDotSwitched(dot))
 
 
-def _fetch_fields(summary: "FetchSummary") -> dict[str, object]:
+def fetch_fields(summary: "FetchSummary") -> dict[str, object]:
     """JSON of a fetch, pull or clone."""
     fields = _plain_fields(summary, ("dot", "refs", "tracking", "remote_tips", "new_commits"))
     fields["dot_id"] = summary.dot.hex()

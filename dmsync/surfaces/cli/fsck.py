@@ -6,6 +6,7 @@ import click
 
 from dmsync.errors import Corruption
 from dmsync.surfaces.cli import output
+from dmsync.surfaces.cli.completions import DOT
 from dmsync.surfaces.cli.invocation import DmCommand, Invocation, query_options
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ _COMMITS_SHOWN_MAX = 5
 
 
 @click.command("fsck", cls=DmCommand, epilog="Example: dm fsck --full")
-@click.argument("dots", metavar="[DOT]...", nargs=-1)
+@click.argument("dots", metavar="[DOT]...", nargs=-1, type=DOT)
 @click.option(
     "--quick/--full",
     "quick",
@@ -81,6 +82,7 @@ def _summary_fields(report: "FsckReport") -> dict[str, object]:
         "packs": report.packs,
         "records": report.records,
         "commits": report.commits,
+        "hollow_commits": report.hollow_commits,
         "pages": report.pages,
         "chunks": report.chunks,
         "bytes_checked": report.bytes_checked,

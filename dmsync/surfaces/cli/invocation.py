@@ -7,7 +7,7 @@ passes between the top of the command and its commands.
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -16,6 +16,9 @@ from dmsync.errors import UsageError
 from dmsync.surfaces.cli import output
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from dmsync.engine.settings import EngineSettings
     from dmsync.engine.store import Store
     from dmsync.storage.catalog import DotRow
     from dmsync.surfaces.cli.progress import Progress
@@ -38,6 +41,7 @@ class Invocation:
         self.home: str | None = None
         self.config: str | None = None
         self.accept_host_key: str | None = None
+        self.at_op: int | None = None
         self._settings: Settings | None = None
 
     @property
@@ -56,13 +60,29 @@ class Invocation:
         return self._settings
 
     def open_store(self, *, create: bool = False) -> "Store":
-        """The store this run works on. Raises StoreNotFound without `create`."""
+        """The store this run works on; with --at-op as it was then. Raises StoreNotFound without
+        `create`; UsageError: the command asks nothing about the past."""
         from dataclasses import replace
 
         from dmsync.engine.store import Store
 
         settings = replace(self.settings.engine, say=self.warn)
+        if self.at_op is not None:
+            return self._open_past(settings)
         return Store.open(self.settings.home, settings, create=create)
+
+    def _open_past(self, settings: "EngineSettings") -> "Store":
+        from dmsync.engine.past import PastStore
+
+        assert self.at_op is not None
+        command = click.get_current_context().command_path.partition(" ")[2]
+        if command not in _ABOUT_THE_PAST:
+            raise UsageError(
+                f"dm {command} does not take --at-op: it changes the store, or is about the "
+                "present",
+                hint=f"--at-op goes with {', '.join(sorted(_ABOUT_THE_PAST))}",
+            )
+        return PastStore(self.settings.home, settings, self.at_op)
 
     def resolve_dot(self, store: "Store", name: str | None = None) -> "DotRow":
         """The dot named on the line, else by --dot or DM_DOT, else the current one."""
@@ -83,8 +103,9 @@ class Invocation:
         output.write_json(value)
 
     def summary(self, value: dict[str, object]) -> None:
-        """The last JSON line of a command that worked."""
-        output.write_json_line({"type": "summary", **value})
+        """The last JSON line of a command that worked; a dry run's says that it was one."""
+        dry_run = {"dry_run": True} if self.dry_run else {}
+        output.write_json_line({"type": "summary", **value, **dry_run})
 
     def result(self, text: str) -> None:
         """What a changing command prints on success; -q keeps it back."""
@@ -124,14 +145,20 @@ class Invocation:
         return sys.stdin.readline().rstrip("\n") == "Y"
 
 
+_ABOUT_THE_PAST: Final = frozenset(
+    {"log", "blame", "branch", "show", "ls", "cat", "diff", "list", "tag", "reflog", "op log"}
+)
+"""Commands that --at-op goes with; where they can also change something, the store refuses."""
+
+
 # --- commands and their options -----------------------------------------------------
 
 
-class _FileName(click.types.StringParamType):
+class FileName(click.types.StringParamType):
     """A path, or what holds one: bytes that are no UTF-8 are welcome (surrogateescape)."""
 
 
-FILE_NAME = _FileName()
+FILE_NAME = FileName()
 
 
 def refuse_undecodable(context: click.Context, parameter: click.Parameter, value: object) -> None:
@@ -140,7 +167,7 @@ def refuse_undecodable(context: click.Context, parameter: click.Parameter, value
     Raises:
         UsageError: naming the argument.
     """
-    if isinstance(parameter.type, _FileName):
+    if isinstance(parameter.type, FileName):
         return
     for text in value if isinstance(value, tuple) else (value,):
         if isinstance(text, str) and not is_unicode(text):
@@ -159,7 +186,7 @@ class DmCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
-        for parameter in self.get_params(ctx):
+        for parameter in () if ctx.resilient_parsing else self.get_params(ctx):
             refuse_undecodable(ctx, parameter, ctx.params.get(parameter.name or ""))
         return rest
 
@@ -194,12 +221,20 @@ def _record(context: click.Context, parameter: click.Parameter, value: object) -
     name = parameter.name
     invocation = context.obj
     if name is None or not isinstance(invocation, Invocation):
-        return  # shell completion parses without an invocation
+        return
     if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
         refuse_undecodable(context, parameter, value)
         if name == "verbose" and isinstance(value, int):
             value += invocation.verbose
         setattr(invocation, name, value)
+
+
+def _complete_dot(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    from dmsync.surfaces.cli.completions import DOT  # which needs this module
+
+    return DOT.shell_complete(context, parameter, incomplete)
 
 
 def _option(*declarations: str, **attributes: Any) -> Callable[[Command], Command]:
@@ -216,7 +251,13 @@ _COMMON = (
     _option("--json", "as_json", is_flag=True, help="Print JSON; errors too, on stderr."),
     _option("-q", "--quiet", "quiet", is_flag=True, help="Print nothing but errors and answers."),
     _option("-v", "--verbose", "verbose", count=True, help="Say more; twice: log to stderr."),
-    _option("--dot", "default_dot", metavar="DOT", help="Work on DOT instead of the current dot."),
+    _option(
+        "--dot",
+        "default_dot",
+        metavar="DOT",
+        shell_complete=_complete_dot,
+        help="Work on DOT instead of the current dot.",
+    ),
     _option("--home", "home", type=FILE_NAME, metavar="DIR", help="The store, instead of DM_HOME."),
     _option(
         "--config",
@@ -233,6 +274,13 @@ _COMMON = (
         expose_value=False,
         callback=_lock_wait,
         help="How long to wait for another dm (default 10).",
+    ),
+    _option(
+        "--at-op",
+        "at_op",
+        type=click.IntRange(1),
+        metavar="SEQ",
+        help="Ask about the store as it was after operation SEQ (dm op log).",
     ),
 )
 _CHANGING = (

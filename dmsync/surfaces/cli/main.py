@@ -4,6 +4,7 @@ Start-up is part of the contract (`dm version` within five bare interpreters): n
 a query's path imports asyncio, asyncssh, rich, sqlite_utils or logging before it is needed.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -13,13 +14,14 @@ import click
 from click.exceptions import Exit, NoArgsIsHelpError
 
 from dmsync import __version__
-from dmsync.errors import DmError, UsageError
+from dmsync.errors import DmError, StorageFailed, UsageError
 from dmsync.surfaces.cli.interrupts import INTERRUPTED_EXIT, Terminated, install_handlers
 from dmsync.surfaces.cli.invocation import Invocation, changing_options
 from dmsync.surfaces.cli.output import escape_text, json_text, write_line
 
 BROKEN_PIPE_EXIT: Final = 141
 """What a shell reports for a program ended by SIGPIPE, as `dm log | head` expects."""
+_OUTPUT_ERRORS: Final = frozenset((errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT))
 _PACKAGE: Final = "dmsync.surfaces.cli."
 
 COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
@@ -37,9 +39,28 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "show": ("contents", "Show one commit and what it changed."),
         "ls": ("contents", "List a directory of a commit."),
         "cat": ("contents", "Print a file of a commit."),
+        "blame": ("log", "Show which commit last changed each path."),
+        "restore": ("restore", "Bring single paths back from a commit."),
+        "export": ("restore", "Write a commit's tree into a directory or a tar file."),
+    },
+    "Branches and merging": {
         "branch": ("branches", "List, make, delete or rename branches."),
         "checkout": ("branches", "Switch to another branch."),
         "reset": ("branches", "Move the current branch to another commit."),
+        "merge": ("merge", "Join another branch's changes into the current one."),
+        "conflicts": ("merge", "List what a merge could not decide."),
+        "resolve": ("merge", "Decide a conflict."),
+        "cherry-pick": ("transplant", "Apply what one commit changed."),
+        "revert": ("transplant", "Take back what one commit changed."),
+        "stash": ("stash", "Put uncommitted changes away and bring them back."),
+        "tag": ("tag", "List, make, delete or verify tags."),
+        "verify": ("tag", "Check the signatures of commits and tags."),
+    },
+    "Undo": {
+        "undo": ("undo", "Take back what the last commands did."),
+        "redo": ("undo", "Take back an undo."),
+        "reflog": ("operations", "Show where a branch has been."),
+        "op": ("operations", "Show the store's operations; go back to one."),
     },
     "Other clusters": {
         "remote": ("remote", "Manage the clusters this one exchanges commits with."),
@@ -48,9 +69,11 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "fetch": ("exchange", "Fetch commits without changing local branches."),
         "clone": ("exchange", "Copy a dot from a remote."),
         "transfer": ("transfer", "Show running and past transfers."),
+        "bundle": ("bundle", "Carry commits in a file."),
         "serve": ("serve", "Let other clusters push to and pull from this store."),
     },
     "The store": {
+        "prune": ("prune", "Thin out old commits by rules."),
         "fsck": ("fsck", "Check that everything stored is complete and unharmed."),
         "version": ("about", "Show the version of this dm and of a remote's."),
         "completion": ("about", "Print the completion script of a shell."),
@@ -71,7 +94,7 @@ class LazyGroup(click.Group):
                 from importlib import import_module
 
                 module = import_module(_PACKAGE + section[cmd_name][0])
-                command: click.Command = getattr(module, f"{cmd_name}_command")
+                command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
                 return command
         return None
 
@@ -114,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _make_streams_safe()
     if "_DM_COMPLETE" in os.environ:
-        dm.main(list(given), prog_name="dm")
+        dm.main(list(given), prog_name="dm", obj=Invocation())
     install_handlers()
     invocation = Invocation()
     try:
@@ -134,6 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has gone; without this the interpreter complains when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE_EXIT
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
+            return _report_bug(error, given, invocation)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _report(_output_failed(error), given)
     except UnicodeEncodeError as error:
         return _report(_not_unicode(error), given)
     except Exception as bug:  # noqa: BLE001 - the one place where every failure ends
@@ -155,7 +183,11 @@ def _run(given: list[str], invocation: Invocation) -> int:
 
 
 def _make_streams_safe() -> None:
-    """Text that the terminal's encoding lacks is escaped instead of ending the command."""
+    """Text that the terminal's encoding lacks is escaped instead of ending the command; a stream
+    that was closed (`>&-`) is no reason to fail, either."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as we run
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -207,6 +239,14 @@ def _print_error(message: str, hint: str, fields: dict[str, object], *, as_json:
 def _report(error: DmError, given: list[str]) -> int:
     print_error(error, as_json=_wants_json(given))
     return error.exit_code
+
+
+def _output_failed(error: OSError) -> StorageFailed:
+    """What the command did is done; only telling it failed."""
+    return StorageFailed(
+        f"cannot write the output: {error.strerror}",
+        hint="what the command changed stays; dm op log shows it",
+    )
 
 
 def _not_unicode(error: UnicodeEncodeError) -> UsageError:

@@ -5,6 +5,7 @@ import os
 import click
 
 from dmsync.surfaces.cli import output
+from dmsync.surfaces.cli.completions import REMOTE
 from dmsync.surfaces.cli.invocation import (
     DmCommand,
     Invocation,
@@ -88,6 +89,8 @@ def add_command(
     url = absolute_url(url)
     if invocation.dry_run:
         invocation.talk(f"would add remote {name}: {url}")
+        if invocation.as_json:
+            invocation.summary({"name": name, "url": url, "dm_command": dm_command})
         return
     with invocation.open_store(create=True) as store:
         if store.catalog.remote(name) is None:
@@ -113,7 +116,7 @@ def absolute_url(text: str) -> str:
 
 
 @remote_command.command("rm", cls=DmCommand, epilog="Example: dm remote rm backup")
-@click.argument("name")
+@click.argument("name", type=REMOTE)
 @changing_options
 @click.pass_obj
 def rm_command(invocation: Invocation, name: str) -> None:
@@ -131,7 +134,7 @@ def rm_command(invocation: Invocation, name: str) -> None:
 
 
 @remote_command.command("rename", cls=DmCommand, epilog="Example: dm remote rename origin old")
-@click.argument("old")
+@click.argument("old", type=REMOTE)
 @click.argument("new")
 @changing_options
 @click.pass_obj

@@ -26,10 +26,10 @@ EXAMPLES: list[ev.Event] = [
     ev.CommitsAdded(DOT, (A, B), T, ("btrfs", "snapshot", 1500)),
     ev.CommitsListed(DOT, (A, B), T),
     ev.CommitsThinned(DOT, (A,), "keep-last 5"),
-    ev.DotScopeSet(DOT, ("db", "cache")),
+    ev.DotScopeSet(DOT, ("db", "cache"), ("db",)),
     ev.SignatureAdded(DOT, A, b"-----BEGIN SSH SIGNATURE-----"),
     ev.RefChanged(DOT, "branch/master", None, A, "commit", "commit: é", "master", "topic"),
-    ev.BranchRenamed(DOT, "old", "new"),
+    ev.BranchRenamed(DOT, "old", "new", ("branch/topic",)),
     ev.WorkingSaved(DOT, "master", A, "checkout", B),
     ev.WorkingDropped(DOT, "master", A),
     ev.TreeAttached(DOT, b"/srv/\xff", True, 2**64 - 1, 12),
@@ -40,7 +40,7 @@ EXAMPLES: list[ev.Event] = [
         DOT, "topic", "merge", A, B, (A,), B, (A, B), "join", ((b"db/f", "both changed", b"[]"),)
     ),
     ev.ConflictResolved(DOT, "topic", b"db/f", "theirs", b"", "open", b"[]"),
-    ev.MergeEnded(DOT, "topic", "concluded", 41),
+    ev.MergeEnded(DOT, "topic", "concluded", 41, ((b"db/f", "theirs", b"[]"),)),
     ev.RemoteAdded("origin", "ssh://host/srv", None),
     ev.RemoteRemoved(
         "origin", "ssh://host", None, ((DOT, "admin", "shop"),), ((DOT, "remote/origin/master", A),)

@@ -1,65 +1,18 @@
 import random
+from itertools import islice
 
 import pytest
 
 from dmsync.core.graph import (
     ahead_behind,
     ancestors_difference,
+    descending,
     is_ancestor,
-    jumps_far,
     merge_bases,
     nth_first_parent,
+    reaching_tips,
 )
-from dmsync.core.ids import ObjectId
-
-
-class MemoryGraph:
-    """A GraphView over a dictionary; counts what is asked about."""
-
-    def __init__(self):
-        self.parents_of, self.generations, self.depths, self.jumps = {}, {}, {}, {}
-        self.visited = 0
-
-    def add(self, number, *parents):
-        oid = ObjectId(number.to_bytes(32, "big"))
-        self.parents_of[oid] = parents
-        self.generations[oid] = 1 + max((self.generations[p] for p in parents), default=0)
-        self.depths[oid] = 1 + self.depths[parents[0]] if parents else 0
-        if parents:
-            first = parents[0]
-            second = self.jumps[first]
-            third = self.jumps[second]
-            far = jumps_far(self.depths[first], self.depths[second], self.depths[third])
-            self.jumps[oid] = third if far else first
-        else:
-            self.jumps[oid] = oid
-        return oid
-
-    def has(self, commit):
-        return commit in self.parents_of
-
-    def parents(self, commit):
-        self.visited += 1
-        return self.parents_of[commit]
-
-    def generation(self, commit):
-        return self.generations[commit]
-
-    def first_parent_depth(self, commit):
-        return self.depths[commit]
-
-    def jump(self, commit):
-        self.visited += 1
-        return self.jumps[commit]
-
-    def ancestors(self, *commits):
-        seen, stack = set(), list(commits)
-        while stack:
-            commit = stack.pop()
-            if commit not in seen:
-                seen.add(commit)
-                stack.extend(self.parents_of[commit])
-        return seen
+from tests.support.commit_graphs import MemoryGraph
 
 
 def random_graph(seed, count=60):
@@ -131,3 +84,32 @@ def test_cost_follows_distance():
         graph.visited = 0
         question()
         assert graph.visited < 80
+
+
+def test_a_walk_reads_only_as_far_as_it_is_asked():
+    graph = MemoryGraph()
+    chain = [graph.add(0)]
+    for number in range(1, 5000):
+        chain.append(graph.add(number, chain[-1]))
+    graph.visited = 0
+    assert list(islice(descending(graph, [chain[-1]]), 10)) == chain[:-11:-1]
+    assert graph.visited <= 10
+
+
+def test_a_walk_follows_only_the_parents_it_is_told():
+    graph = MemoryGraph()
+    root = graph.add(1)
+    side, main = graph.add(2, root), graph.add(3, root)
+    tip = graph.add(4, main, side)
+    first = descending(graph, [tip], lambda commit: graph.parents(commit)[:1])
+    assert list(first) == [tip, main, root]
+
+
+def test_each_commit_knows_the_tips_that_reach_it():
+    graph = MemoryGraph()
+    root = graph.add(1)
+    left, right = graph.add(2, root), graph.add(3, root)
+    tip = graph.add(4, left)
+    assert list(reaching_tips(graph, [tip, right, tip])) == [
+        (tip, 0b101), (left, 0b101), (right, 0b010), (root, 0b111),
+    ]  # fmt: skip

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from dmsync.core.revisions import (
     Ancestor,
+    BranchBefore,
     Parent,
     Range,
     ReflogEntry,
@@ -35,6 +36,11 @@ from dmsync.errors import UsageError
         ("x@{u}^", "x", (Upstream(), Parent(1))),
         ("x@{2 hours ago}", "x", (ReflogTime("2 hours ago"),)),
         ("x@{2026-11-21 09:30}", "x", (ReflogTime("2026-11-21 09:30"),)),
+        ("x^{}", "x", (Parent(0),)),
+        ("x^{commit}~2", "x", (Parent(0), Ancestor(2))),
+        ("@{-2}^", "HEAD", (BranchBefore(2), Parent(1))),
+        ("stash/reset-20261121", "stash/reset-20261121", ()),
+        (":/a..b fix^", ":/a..b fix^", ()),
     ],
 )
 def test_revisions(text, base, steps):
@@ -50,7 +56,7 @@ def test_id_prefixes():
 @pytest.mark.parametrize(
     "text",
     ["", "^", "~1", "x^-1", "x@{", "x@{}", "x@{ }", "x@{soon}", "x y", "x~99999999999", "-x", "x@y",
-     "a/", "x^{}", "x\n", "é", "x~²", "x" * 2000, "x" + "^" * 300, "a..b", "@@"],
+     "a/", "x^{tree}", "x^{", "x@{-1}", "@@{-1}", "@{-0}", "@{-99999999999}", ":/", ":/ ", "x\n", "é", "x~²", "x" * 2000, "x" + "^" * 300, "a..b", "@@"],
 )  # fmt: skip
 def test_bad_revisions_are_refused(text):
     with pytest.raises(UsageError):
@@ -76,6 +82,13 @@ def test_range_without_ends_is_refused():
     for text in ("..", "...", "a..b..c", "a....b"):
         with pytest.raises(UsageError):
             parse_revision_or_range(text)
+
+
+def test_the_text_of_a_message_has_no_range_and_no_steps():
+    assert parse_revision_or_range(":/a..b^") == Revision(":/a..b^")
+    assert parse_revision(":/a b").message_text == "a b"
+    assert parse_revision("HEAD").message_text is None
+    assert split_path(":/a b") == (Revision("HEAD"), "/a b")
 
 
 def test_paths():

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from dmsync.core.objects import Entry, EntryKind, Layout
-from dmsync.engine.differences import Change, compared, tree_differences, with_renames
+from dmsync.core.pages import walk_tree
+from dmsync.engine.differences import (
+    Change,
+    compared,
+    tree_differences,
+    with_copies,
+    with_renames,
+)
 from tests.support.live_tree import SUBDOT, LiveTree
 from tests.support.memory_store import MemoryStore
 
@@ -101,3 +108,59 @@ def test_only_metadata_is_flagged_and_a_directorys_time_is_no_change() -> None:
     directory = Entry(b"d", EntryKind.DIRECTORY, 0o755)
     later = Entry(b"d", EntryKind.DIRECTORY, 0o755, mtime_ns=5)
     assert compared(b"d", directory, later) is None
+
+
+def kinds(changes: list[Change]) -> list[tuple[str, bytes, bytes | None]]:
+    return [(c.kind, c.path, c.old_path) for c in changes]
+
+
+def test_a_copy_of_a_changed_file_is_one_of_what_it_held_before() -> None:
+    was, now = file(b"a", b"one"), file(b"a", b"two")
+    found = with_copies(
+        [Change(b"a", "*", was, now), Change(b"b", "+", None, was), Change(b"c", "+", None, now)]
+    )
+    assert kinds(found) == [("*", b"a", None), ("C", b"b", b"a"), ("+", b"c", None)]
+
+
+def test_a_renamed_file_has_copies_too() -> None:
+    changes = [
+        Change(b"a", "-", file(b"a", b"c"), None),
+        Change(b"b", "+", None, file(b"b", b"c")),
+        Change(b"d", "+", None, file(b"d", b"c")),
+    ]
+    assert kinds(with_copies(with_renames(changes))) == [("R", b"b", b"a"), ("C", b"d", b"a")]
+
+
+def test_copies_of_unchanged_files_prefer_the_same_last_name() -> None:
+    added = Change(b"new/two", "+", None, file(b"two", b"c"))
+    unchanged = [(b"one", file(b"one", b"c")), (b"x/two", file(b"two", b"c"))]
+    assert kinds(with_copies([added])) == [("+", b"new/two", None)]
+    assert kinds(with_copies([added], unchanged)) == [("C", b"new/two", b"x/two")]
+
+
+def test_empty_files_are_no_copies() -> None:
+    empty = Entry(b"e", EntryKind.FILE, 0o644)
+    assert kinds(with_copies([Change(b"b", "+", None, empty)], [(b"a", empty)])) == [
+        ("+", b"b", None)
+    ]
+
+
+def test_a_hard_link_is_no_copy_but_a_linked_copy_is_one(
+    tree: LiveTree, store: MemoryStore
+) -> None:
+    (tree.path / "b").write_text("content")
+    old = tree.capture().root
+    os.link(tree.path / "b", tree.path / "a")
+    os.link(tree.path / "b", tree.path / "c")
+    new = tree.capture().root
+    assert shown(with_copies(tree_differences(store, old, new))) == [
+        ("+", b"a"), ("*", b"b"), ("+", b"c"),
+    ]  # fmt: skip
+    (tree.path / "x").write_text("content")
+    os.link(tree.path / "x", tree.path / "y")
+    last = tree.capture().root
+    below = [
+        (SUBDOT + b"/b", walked) for path, walked in walk_tree(store, new) if path[-2:] == b"/b"
+    ]
+    found = with_copies(tree_differences(store, new, last), below)
+    assert shown(found) == [("C", b"x"), ("+", b"y")]

@@ -297,7 +297,36 @@ def test_without_trust_dangerous_things_wait_and_are_committed_back(
     os.chmod(copy.path / "f", 0o700)
     copy.capture()
     entry = find_path(copy.store, copy.root, SUBDOT + b"/f")
+    assert entry is not None and entry.mode == 0o6700  # what was never there was not taken away
+    copy.restore(copy.root, trusted=True)
+    os.chmod(copy.path / "f", 0o700)
+    copy.capture()
+    entry = find_path(copy.store, copy.root, SUBDOT + b"/f")
     assert entry is not None and entry.mode == 0o700
+
+
+@needs_root
+def test_what_waited_for_trust_is_applied_once_there_is(tree: LiveTree, copy: LiveTree) -> None:
+    path = tree.path
+    os.mknod(path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    capability = bytes.fromhex("0100000200200000000000000000000000000000")
+    (path / "d" / "e").mkdir(parents=True)
+    for name in ("su", "d/e/su", "tool", "d/one", "d/other"):
+        (path / name).write_text(name)
+    os.setxattr(path / "tool", "security.capability", capability)
+    os.remove(path / "d" / "other")
+    os.link(path / "d" / "one", path / "d" / "other")
+    for name in ("su", "d/e/su", "d/one", "d/e"):
+        os.chmod(path / name, 0o6755)
+    tree.capture()
+    copy.restore(tree.root, trusted=False)
+    assert stat.S_IMODE(os.stat(copy.path / "d" / "e").st_mode) == 0o755
+    copy.age()
+    copy.capture()
+    result = copy.restore(tree.root, trusted=True)
+    assert (result.withheld, result.unapplied) == ([], [])
+    assert describe_tree(copy.path) == describe_tree(path)
+    assert copy.restore(tree.root, trusted=True).files_written == 0
 
 
 @needs_root

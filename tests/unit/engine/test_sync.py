@@ -229,6 +229,19 @@ def test_diverged_push_is_refused_with_facts_and_changes_nothing(pair: Pair) -> 
     assert outcome.line.up.bytes_written < 2000
 
 
+def test_a_parent_branch_that_diverged_is_left_and_not_refused(pair: Pair) -> None:
+    dot, _, ours, theirs = diverged(pair)
+    pair.local.branch(dot, "side", ours)
+    pair.local.commit(dot, {"a": b"side"}, branch="side")
+    for attempt in range(2):
+        summary = pair.push(dot, "side")
+        statuses = {ref.ref: ref.status for ref in summary.refs}
+        assert statuses["branch/master"] is RefStatus.LEFT, attempt
+        assert all(ref.error is None for ref in summary.refs)
+    assert pair.remote.tip(dot) == theirs
+    assert pair.remote.tip(dot, "side") == pair.local.tip(dot, "side")
+
+
 def test_push_to_a_branch_that_is_ahead_says_so(pair: Pair) -> None:
     dot = pushed(pair)
     pair.remote.commit(dot, {"a": b"theirs"})
@@ -315,7 +328,10 @@ def test_dirty_target_is_refused_before_data_and_kept_by_stash(pair: Pair) -> No
 
     moved: list[ObjectId] = []
 
-    def switch(store: FakeStore, which: DotId, branch: str, commit: ObjectId) -> list[Event]:
+    def switch(
+        store: FakeStore, which: DotId, branch: str, held: ObjectId | None, commit: ObjectId
+    ) -> list[Event]:
+        assert held is not None, "the branch was there, and its tree held something"
         moved.append(commit)
         return []
 

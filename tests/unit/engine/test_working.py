@@ -1,6 +1,7 @@
 """Commit, status, checkout, reset on real directories: what is kept, refused and brought back."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -210,6 +211,27 @@ def test_emptied_subdot_is_refused(shop: Workshop, dot: DotRow, data: Path) -> N
     with pytest.raises(CaptureFailed, match="__default__"):
         shop.commit(dot, "emptied")
     shop.commit(dot, "told", accept_moved_tree=True)
+
+
+def test_a_managed_tree_that_is_gone_is_no_tree_yet_to_be_made(shop: Workshop) -> None:
+    dot = dots.init_dot(shop.store, "apps", at=None, as_root=False)
+    root = Path(os.fsdecode(dots.dot_path(shop.store, "apps.__root__")))
+    shutil.rmtree(root)
+    shop.commit(dot, "nothing was in it")
+    (root / "__default__" / "a").write_text("one")
+    first = shop.commit(dot, "first").commit
+    shutil.rmtree(root)
+    assert isinstance(trees.status(shop.store, dot.dot).problem, CaptureFailed)
+    with pytest.raises(CaptureFailed, match="is gone"):
+        shop.commit(dot, "gone")
+    assert not root.exists()
+    assert trees.branch_tip(shop.store, dot.dot, "master") == first
+    shop.commit(dot, "told", accept_moved_tree=True)
+    assert (root / "__default__" / "a").read_text() == "one"
+    shutil.rmtree(root)
+    dots.dot_path(shop.store, "apps")
+    shop.commit(dot, "written out again")
+    assert shop.changes(dot) == []
 
 
 def test_attaching_twice_or_within_the_store_is_refused(

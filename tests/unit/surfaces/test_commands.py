@@ -257,7 +257,7 @@ def test_a_branch_or_subdot_in_a_dots_name_is_not_silently_ignored(
         ((b"dot", b"set-upstream", b"u", b"d\xff"), "'[DOT] REMOTE REMOTE-DOT'"),
         ((b"--dot", b"d\xff", b"status"), "'--dot'"),
         ((b"checkout", b"b\xff"), "'BRANCH'"),
-        ((b"log", b"b\xff"), "'[REV|A..B]'"),
+        ((b"log", b"b\xff"), "'[REV|A..B|^REV]...'"),
     ],
 )
 def test_bytes_that_are_no_text_are_refused_by_the_arguments_name(

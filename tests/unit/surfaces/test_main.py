@@ -298,6 +298,22 @@ def test_completions_of_every_shell_are_printed_and_complete_commands() -> None:
     assert "checkout" in done.stdout
 
 
+def test_output_that_cannot_be_written_is_told_plainly(tmp_path: Path) -> None:
+    environment = {**os.environ, "DM_HOME": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "dmsync", "init", "app", "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    error = json.loads(done.stderr)
+    assert (done.returncode, error["code"]) == (1, "storage")
+    assert "No space left" in error["message"]
+    closed = subprocess.run(
+        ["bash", "-c", '"$@" >&- 2>&-', "bash", *command[:-2], "other"], env=environment
+    )
+    assert closed.returncode == 0
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     code = (
         "import sys, os\nfrom dmsync.surfaces.cli import main as m\n"

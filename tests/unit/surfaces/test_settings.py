@@ -78,6 +78,30 @@ def test_remotes_and_hooks_of_both_files_are_joined(tmp_path: Path) -> None:
     assert set(settings.hooks) == {"app"}
 
 
+def test_drivers_units_and_keys_reach_the_engine(tmp_path: Path) -> None:
+    user_config(
+        tmp_path,
+        '[diff.json]\ncommand = "jd"\npatterns = ["*.json"]\n'
+        '[diff.any]\ncommand = "cat"\npatterns = ["*"]\n'
+        '[merge]\nunits = ["*/pgdata"]\n'
+        '[merge.json]\ncommand = "jm"\npatterns = ["*.json", "*.js"]\n'
+        '[user]\nsigning-key = "~/.ssh/id"\nallowed-signers = "/etc/signers"\n',
+    )
+    write_config(
+        tmp_path / "store" / "config.toml",
+        '[diff.json]\ncommand = "other"\n[merge]\nunits = ["*/data", "*/pgdata"]\n',
+    )
+    engine = load_settings(environment(tmp_path)).engine
+    assert [(d.name, d.command, d.patterns) for d in engine.diff_drivers] == [
+        ("json", "other", ("*.json",)),
+        ("any", "cat", ("*",)),
+    ]
+    assert [(d.name, d.patterns) for d in engine.merge_drivers] == [("json", ("*.json", "*.js"))]
+    assert engine.merge_units == ("*/pgdata", "*/data")
+    assert engine.signing_key == str(tmp_path / ".ssh" / "id")
+    assert engine.allowed_signers == "/etc/signers"
+
+
 def test_a_named_config_replaces_the_users_and_must_exist(tmp_path: Path) -> None:
     user_config(tmp_path, '[user]\nauthor = "default file"\n')
     other = write_config(tmp_path / "other.toml", '[user]\nauthor = "other"\n')
@@ -116,6 +140,17 @@ def test_a_config_of_another_user_is_refused(
         ('[dot.d]\nquiesce = "x"', "unknown setting dot.d.quiesce"),
         ('[dot.d.hooks]\nquiece = "x"', "unknown setting dot.d.hooks.quiece"),
         ('dot = "d"', "dot is not a table"),
+        ('[diff.j]\ncomand = "x"', "unknown setting diff.j.comand"),
+        ("[diff.j]\ncommand = 3", "diff.j.command is not a text"),
+        ('[diff.j]\ncommand = "x"\npatterns = "*.j"', "diff.j.patterns is not a list of texts"),
+        ('[diff.j]\ncommand = "x"\npatterns = [3]', "diff.j.patterns is not a text"),
+        ('[diff.j]\ncommand = "x"\npatterns = []', "diff.j.patterns is empty"),
+        ('[diff.j]\ncommand = "x"', "diff.j has no patterns"),
+        ('[merge.j]\npatterns = ["x"]', "merge.j has no command"),
+        ('[diff]\nunits = ["x"]', "diff.units is not a table"),
+        ('[merge]\nunits = "x"', "merge.units is not a list of texts"),
+        ('[merge]\nunit = ["x"]', "merge.unit is not a table"),
+        ("[user]\nsigning-key = 3", "user.signing-key is not a text"),
     ],
 )
 def test_a_config_that_means_nothing_is_refused(tmp_path: Path, text: str, told: str) -> None:

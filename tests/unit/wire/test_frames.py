@@ -52,6 +52,7 @@ from dmsync.wire.messages import (
     RefUpdate,
     RefValue,
     Result,
+    Signatures,
     Update,
     frame_from_message,
     message_from_frame,
@@ -72,6 +73,18 @@ MESSAGES: dict[str, Message] = {
         DOT, "admin", "apples", "admin", "me", "master", 7, 1, (RefValue("branch/b", ID, "master"),)
     ),
     "refs-reply-absent": RefsReply(None, "admin", None, "admin", "me", None, 7, 1, ()),
+    "refs-reply-tags": RefsReply(
+        DOT,
+        "admin",
+        "apples",
+        "admin",
+        "me",
+        "master",
+        7,
+        1,
+        (RefValue("tag/light", ID), RefValue("tag/v1.0", OTHER, None, ID)),
+    ),
+    "signatures": Signatures(TRANSFER, ((ID, b"-----BEGIN SSH SIGNATURE-----\n"), (OTHER, b"x"))),
     "list-dots": ListDots(),
     "dots-reply": DotsReply("admin", (DotValue(DOT, "admin", "apples", "master", 2),), last=False),
     "known": KnownQuery((ID, OTHER)),
@@ -100,6 +113,16 @@ MESSAGES: dict[str, Message] = {
         1,
     ),
     "fetch": Fetch(TRANSFER, DOT, (ID,), (OTHER,)),
+    "fetch-depth": Fetch(TRANSFER, DOT, (ID,), (), 3),
+    "fetch-content": Fetch(TRANSFER, DOT, (), (OTHER,), 0, (ID,), (ID,), ("db", "__default__")),
+    "refs-reply-hollow": RefsReply(
+        DOT, "admin", "apples", "admin", "me", "master", 7, 1, (), True, last=True
+    ),
+    "refs-reply-subdots": RefsReply(
+        DOT, "admin", "apples", "admin", "me", "master", 7, 1, (), False, ("db",)
+    ),
+    "result-hollow": Result(TRANSFER, (), 9, 1, 4),
+    "plan-hollow": Plan(0, b"\4\2", bytes(16), 2, 700, last=True, eager=True),
     "done": Done(TRANSFER, 3, 2, 1),
     "ping": Ping(),
     "pong": Pong(),
@@ -132,6 +155,23 @@ def test_golden_frames(name: str) -> None:
     golden = bytes.fromhex((ROOT / "protocol/vectors/wire" / f"{name}.hex").read_text())
     assert bytes_of(MESSAGES[name]) == golden
     assert [message_from_frame(f) for f in frames_of(golden)] == [MESSAGES[name]]
+
+
+@pytest.mark.parametrize(
+    "subdots", [("",), ("a/b",), ("..",), ("x" * 256,), ("\0",), (7,), "db", ("d",) * 129]
+)
+def test_what_is_no_subdot_is_refused(subdots: Any) -> None:
+    fields = (TRANSFER, DOT, (), (), 0, (), (), subdots)
+    with pytest.raises(ProtocolError):
+        message_from_frame(Frame(FrameType.FETCH, Flag(0), encode(fields)))
+
+
+def test_fields_beyond_the_known_ones_are_refused() -> None:
+    fields = (TRANSFER, DOT, (), (), 0, (), (), None, 0)
+    with pytest.raises(ProtocolError):
+        message_from_frame(Frame(FrameType.FETCH, Flag(0), encode(fields)))
+    with pytest.raises(ProtocolError):
+        message_from_frame(Frame(FrameType.FETCH, Flag(0), encode(fields[:3])))
 
 
 @pytest.mark.parametrize("name", MESSAGES)
