@@ -30,7 +30,13 @@ def normalised(lines: list[str], port: str) -> list[str]:
     text = "\n".join(lines).replace(port, PORT).strip()
     text = re.sub(r"\b[0-9a-f]{64}\b", "ID", text)
     text = re.sub(r"\b[0-9a-f]{12}\b", "ID", text)
-    text = re.sub(r"Date: .*|\b20\d\d-\d\d-\d\d \d\d:\d\d\b", "DATE", text)
+    text = re.sub(
+        r"\b\w{3} \w{3} +\d+ [\d:]{8} \d{4} [+-]\d{4}|Date: .*|\b20\d\d-\d\d-\d\d \d\d:\d\d\b",
+        "DATE",
+        text,
+    )
+    text = re.sub(r"\b20\d{6}T\d{6}Z(-\d)?\b|\b20\d\d-\d\d-\d\dT[0-9:.+-]+", "TIME", text)
+    text = re.sub(r"\w+@\w+", "USER@HOST", text)
     text = re.sub(r"SHA256:\S+", "SHA256:KEY", text)
     text = re.sub(r"[0-9.]+ kiB", "SIZE", text)
     return text.splitlines()
