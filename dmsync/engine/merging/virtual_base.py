@@ -1,7 +1,7 @@
 """The base of a merge: the one merge base, or several merged into a virtual one.
 
 In a criss-cross neither of two merge bases is the one; both are merged first, over their own
-bases, and what conflicts there counts as absent: whoever changed it must then decide again.
+bases, and what conflicts there counts as changed on both sides: it is decided again.
 """
 
 from collections.abc import Callable, Sequence
