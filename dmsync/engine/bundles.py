@@ -36,7 +36,7 @@ from dmsync.errors import (
     UsageError,
 )
 from dmsync.storage.catalog import DotRow, RefRow
-from dmsync.storage.durable import fsync_directory, storage_errors
+from dmsync.storage.durable import whole_file
 from dmsync.wire.bundle_header import (
     BUNDLE_CONTEXT,
     BUNDLE_MAGIC,
@@ -61,6 +61,8 @@ NO_TRANSFER: Final = bytes(16)
 _READ_BYTES: Final = 1024 * 1024
 _LENGTH: Final = struct.Struct(">I")
 _SHOWN_MAX: Final = 5
+_FILE_MODE: Final = 0o666
+"""Less the umask: a bundle is a file like others."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def create_bundle(
         dot=dot.dot,
         namespace=dot.namespace,
         name=dot.name,
-        head=store.catalog.head(dot.dot),
+        head=_head(store, dot, refs),
         refs=tuple(refs),
         prerequisites=tuple(outside),
         commits_count=len(commits),
@@ -140,6 +142,13 @@ def create_bundle(
     signatures = list(signature_pages(store, dot.dot, NO_TRANSFER, signed))
     content = _content(header, outgoing, signatures, progress or Silent())
     return BundleSummary(header, _write(request.path, content))
+
+
+def _head(store: Store, dot: DotRow, refs: Sequence[RefValue]) -> str | None:
+    """The branch that a dot made of the bundle begins on: one that the bundle has."""
+    branches = [ref.name.removeprefix("branch/") for ref in refs if ref.name.startswith("branch/")]
+    current = store.catalog.head(dot.dot)
+    return current if current in branches else next(iter(branches), None)
 
 
 def _outside(
@@ -206,24 +215,13 @@ def _ref_name(store: Store, dot: DotRow, revision: Revision, text: str) -> str:
 
 def _write(path: str, content: Iterable[bytes]) -> int:
     """Write a file under its name once it is whole, with the closing hash; returns its size."""
-    building = f"{path}.new-{os.getpid()}"
     hasher = blake3(derive_key_context=BUNDLE_CONTEXT)
-    with storage_errors(f"writing {path}"):
-        with open(building, "xb") as file:
-            try:
-                for piece in content:
-                    hasher.update(piece)
-                    file.write(piece)
-                file.write(hasher.digest())
-                file.flush()
-                os.fsync(file.fileno())
-                written = file.tell()
-                os.replace(building, path)
-            except BaseException:
-                os.unlink(building)
-                raise
-    fsync_directory(os.path.dirname(os.path.abspath(path)))
-    return written
+    with whole_file(path, mode=_FILE_MODE) as file:
+        for piece in content:
+            hasher.update(piece)
+            file.write(piece)
+        file.write(hasher.digest())
+        return file.tell()
 
 
 def _content(

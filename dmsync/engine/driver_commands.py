@@ -12,9 +12,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Final
 
+from dmsync.engine.hooks import ending, last_lines
 from dmsync.engine.settings import DriverCommand
 from dmsync.errors import DriverFailed
 
@@ -24,8 +26,6 @@ _GRACE_S: Final = 2.0
 """How long a command may take to end after it was told to."""
 _READ_BYTES: Final = 64 * 1024
 _POLL_S: Final = 0.05
-_MESSAGE_BYTES: Final = 2000
-_MESSAGE_LINES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +82,11 @@ def run_driver(
         try:
             output, is_truncated = _output(process, process.stdout, timeout_s)
             if output is None:
-                raise _failed(driver, f"took more than {timeout_s:g} s", message=_said(errors))
+                raise _failed(driver, f"took more than {timeout_s:g} s", message=last_lines(errors))
         finally:
             _end_group(process)
             process.stdout.close()
-        return DriverRun(process.returncode, output, is_truncated, _said(errors))
-
-
-def ending(exit_status: int) -> str:
-    """`exited 3`, `was killed by signal 9`."""
-    return f"exited {exit_status}" if exit_status >= 0 else f"was killed by signal {-exit_status}"
+        return DriverRun(process.returncode, output, is_truncated, last_lines(errors))
 
 
 def failed(driver: DriverCommand, run: DriverRun) -> DriverFailed:
@@ -132,7 +127,8 @@ def _output(
                 return None, False
             has_ended = process.poll() is not None
             if not is_open:
-                time.sleep(min(_POLL_S, left))
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(left)
             elif selector.select(0 if has_ended else min(_POLL_S, left)):
                 data = os.read(stream.fileno(), _READ_BYTES)
                 is_open = data != b""
@@ -156,14 +152,3 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
             process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
             continue
-
-
-def _said(errors: IO[bytes]) -> str:
-    size = errors.seek(0, os.SEEK_END)
-    errors.seek(max(0, size - _MESSAGE_BYTES))
-    lines = errors.read().decode("utf-8", "replace").splitlines()[-_MESSAGE_LINES:]
-    return " | ".join(
-        "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
-        for line in lines
-        if line.strip()
-    )

@@ -4,7 +4,7 @@ import gzip
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import IO, Final
 
@@ -21,7 +21,7 @@ from dmsync.engine.store import Store
 from dmsync.engine.tar_stream import TarStream
 from dmsync.errors import AlreadyExists, NotFound, PathNotFound, UsageError, WouldLose
 from dmsync.storage.catalog import DotRow
-from dmsync.storage.durable import fsync_directory, storage_errors
+from dmsync.storage.durable import fsync_directory, storage_errors, whole_file
 
 STDOUT: Final = b"-"
 _ARCHIVE_SUFFIXES: Final = (b".tar", b".tar.zst", b".tar.gz")
@@ -265,22 +265,9 @@ def _archive(request: ExportRequest) -> Iterator[Callable[[bytes], object]]:
         yield request.stream.write
         request.stream.flush()
         return
-    final = os.path.abspath(request.destination)
-    building = os.path.join(os.path.dirname(final), temporary_name())
-    try:
-        with storage_errors(f"writing {shown(final)}"):
-            fd = os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
-            with open(fd, "wb") as file:
-                with _compressed(file, final) as write:
-                    yield write
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(building, final)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(building)
-        raise
-    fsync_directory(os.path.dirname(final))
+    with whole_file(request.destination, mode=_FILE_MODE) as file:
+        with _compressed(file, request.destination) as write:
+            yield write
 
 
 @contextmanager

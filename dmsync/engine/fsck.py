@@ -5,11 +5,8 @@ pack checked, and the closure of every ref walked page by page. Changes nothing.
 """
 
 import os
-import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +16,7 @@ from dmsync.core.objects import Entry, EntryKind, commit_from_bytes, tag_from_by
 from dmsync.core.objects import Layout as FileLayout
 from dmsync.core.pages import DIRECTORY, MANIFEST, ZERO_RUN, Page, Span, read_page
 from dmsync.engine.file_content import check_content
+from dmsync.engine.materialise import private_directory
 from dmsync.engine.store import Store
 from dmsync.errors import (
     BadObject,
@@ -32,13 +30,10 @@ from dmsync.errors import (
 from dmsync.storage.catalog import Catalog, DotRow, RefRow
 from dmsync.storage.durable import storage_errors
 from dmsync.storage.event_log import EventLog
-from dmsync.storage.locks import ProofOfLife, is_alive, remove_if_dead
 from dmsync.storage.object_store import ObjectStore
 
 DAMAGE_NAMED_MAX = 64
 """Damaged objects told apart below one page; with more, only the first ones name their commits."""
-SCRATCH_PREFIX = "fsck-"
-PROOF_SUFFIX = ".lock"
 COMPARISONS_MAX = 3
 """Times the fold is repeated when somebody appends to the log meanwhile."""
 
@@ -168,7 +163,6 @@ def _verify_log(store: Store, report: FsckReport) -> None:
 
 def _compare_projection(store: Store, report: FsckReport) -> None:
     """The catalog must be what folding the log anew gives, table by table."""
-    _remove_leftovers(store.home)
     for _ in range(COMPARISONS_MAX):
         fresh_seq, fresh = _fold_anew(store)
         store.catalog.refresh()
@@ -186,7 +180,7 @@ def _fold_anew(store: Store) -> tuple[int, dict[str, str]]:
     """(last sequence number, digest) of a catalog built beside the store's own, or in the
     system's temporary directory when there is no room or no writing."""
     try:
-        with _scratch_directory(store.home) as scratch:
+        with private_directory(store.layout) as scratch:
             return _fold_in(scratch, store)
     except (StorageFull, StorageFailed):
         with storage_errors("making a temporary directory"):
@@ -199,28 +193,6 @@ def _fold_in(directory: str, store: Store) -> tuple[int, dict[str, str]]:
     path = os.path.join(directory, "catalog.sqlite")
     with Catalog.folded_at(path, store.layout, store.read_commit) as fresh:
         return fresh.last_seq(), fresh.digest()
-
-
-@contextmanager
-def _scratch_directory(home: str) -> Iterator[str]:
-    """A directory of this run; its proof of life lies beside it and is there first."""
-    path = os.path.join(home, SCRATCH_PREFIX + secrets.token_hex(8))
-    with ProofOfLife(path + PROOF_SUFFIX):
-        with storage_errors(f"making {path}"):
-            os.mkdir(path, 0o700)
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_leftovers(home: str) -> None:
-    """Remove scratch directories whose run was killed."""
-    for name in os.listdir(home):
-        path = os.path.join(home, name).removesuffix(PROOF_SUFFIX)
-        if name.startswith(SCRATCH_PREFIX) and not is_alive(path + PROOF_SUFFIX):
-            shutil.rmtree(path, ignore_errors=True)
-            remove_if_dead(path + PROOF_SUFFIX)
 
 
 # --- packs -----------------------------------------------------

@@ -197,10 +197,11 @@ def _run(command: str, hook: str, timeout_s: float, environment: Mapping[str, st
             except subprocess.TimeoutExpired:
                 raise _failure(hook, f"took more than {timeout_s:g} s", messages) from None
         if code != 0:
-            raise _failure(hook, _ending(code), messages, exit_status=code)
+            raise _failure(hook, ending(code), messages, exit_status=code)
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """How a command ended, in words, by the exit code that subprocess gives."""
     return f"exited {code}" if code >= 0 else f"was killed by signal {-code}"
 
 
@@ -208,16 +209,21 @@ def _failure(
     hook: str, what: str, messages: IO[bytes], *, exit_status: int | None = None
 ) -> CaptureFailed:
     """The error of a failed hook, with the last lines it printed, made safe for a terminal."""
+    said = last_lines(messages)
+    message = f"the {hook} hook {what}" + (f": {said}" if said else "")
+    return CaptureFailed(message, hook=hook, exit_status=exit_status)
+
+
+def last_lines(messages: IO[bytes]) -> str:
+    """The last lines of what a command printed, on one line and made safe for a terminal."""
     size = messages.seek(0, os.SEEK_END)
     messages.seek(max(0, size - _MESSAGE_BYTES))
     lines = messages.read().decode("utf-8", "replace").splitlines()[-_MESSAGE_LINES:]
-    said = [
+    return " | ".join(
         "".join(c if c.isprintable() or c == "\t" else "?" for c in line)
         for line in lines
         if line.strip()
-    ]
-    message = f"the {hook} hook {what}" + (": " + " | ".join(said) if said else "")
-    return CaptureFailed(message, hook=hook, exit_status=exit_status)
+    )
 
 
 @contextmanager
@@ -233,7 +239,7 @@ def _held(command: str, timeout_s: float, environment: Mapping[str, str]) -> Ite
             yield
             code = process.poll()
             if code is not None:
-                what = f"let go before the tree was read: it {_ending(code)}"
+                what = f"let go before the tree was read: it {ending(code)}"
                 raise _failure("hold", what, messages, exit_status=code)
             process.stdin.close()
             try:
@@ -254,7 +260,7 @@ def _not_ready(
         code = process.wait(0.2)  # its output has ended: so will it, or it never will
     except subprocess.TimeoutExpired:
         return _failure("hold", f"was not ready within {timeout_s:g} s", messages)
-    return _failure("hold", f"{_ending(code)} before it was ready", messages, exit_status=code)
+    return _failure("hold", f"{ending(code)} before it was ready", messages, exit_status=code)
 
 
 def _says_ready(output: IO[bytes], timeout_s: float) -> bool:

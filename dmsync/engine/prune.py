@@ -120,10 +120,8 @@ def _always_kept(
     stashes = [ref.target for ref in catalog.refs(dot, "stash/")]
     stashes += [row.commit for row in catalog.working_snapshots(dot)]
     yield "stash", [*stashes, *_parents_of(store, dot, stashes)]
-    for branch in catalog.branches(dot):
-        merge = catalog.merge(dot, branch.short_name)
-        if merge is not None:
-            yield "merge under way", [merge.ours, merge.theirs, *merge.bases]
+    for merge in catalog.merges(dot):
+        yield "merge under way", [merge.ours, merge.theirs, *merge.bases]
     for switch in catalog.switches(dot):
         ends = (switch.from_commit, switch.to_root_commit)
         yield "checkout under way", [commit for commit in ends if commit is not None]

@@ -159,7 +159,7 @@ class _Server:
         self._named = self._find(ask)
         row = self._named.row
         catalog = self._store.catalog
-        hollow = row is not None and bool(catalog.hollow_commits(row.dot))
+        hollow = row is not None and catalog.has_hollow_commits(row.dot)
         subdots = None if row is None else catalog.scope(row.dot)
         if hollow or subdots is not None:
             require_hollow(self._session.connection.peer)

@@ -205,6 +205,14 @@ class CatalogQueries(ABC):
         row = self._row(f"SELECT c.is_hollow FROM commits c WHERE {COMMIT_IS}", dot, commit, commit)
         return row is None or bool(row[0])
 
+    def has_hollow_commits(self, dot: DotId) -> bool:
+        """Whether some commit of the dot is known by its record alone; one look at an index."""
+        return bool(
+            self._rows(
+                f"SELECT 1 FROM commits WHERE dot = {_NUMBER_OF_DOT} AND is_hollow LIMIT 1", dot
+            )
+        )
+
     def hollow_commits(self, dot: DotId) -> list[ObjectId]:
         """Commits known by their record alone. O(commits of the dot)."""
         rows = self._rows(

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from secrets import token_hex
+from typing import IO
 
 from dmsync.errors import StorageFailed, StorageFull
 
@@ -55,22 +56,35 @@ def write_file_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
     Raises:
         StorageFull, StorageFailed: the old file is as it was.
     """
-    target = os.fsencode(path)
-    temporary = target + b".tmp-" + token_hex(8).encode()
+    with whole_file(path, mode=mode) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path, *, mode: int) -> Iterator[IO[bytes]]:
+    """A file to write that gets its name, in place of what had it, when the body is done. Durable
+    on leaving; nothing of it stays when the body raises.
+
+    Raises:
+        StorageFull, StorageFailed: what had the name is as it was.
+    """
+    target = os.path.abspath(os.fsencode(path))
+    directory, name = os.path.split(target)
+    # Cut: a name of 255 bytes leaves no room for more.
+    temporary = os.path.join(directory, name[:200] + b".tmp-" + token_hex(8).encode())
     with storage_errors(f"writing {os.fsdecode(target)}"):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
-            try:
-                write_all(fd, data)
+            with open(fd, "wb") as file:
+                yield file
+                file.flush()
                 # The rename must not reach the disk before the bytes do.
                 os.fsync(fd)
-            finally:
-                os.close(fd)
             os.rename(temporary, target)
-        except OSError:
+        except BaseException:
             remove_if_there(temporary)
             raise
-    fsync_directory(os.path.dirname(target) or b".")
+    fsync_directory(directory)
 
 
 def make_directory_durable(path: Path, mode: int = 0o700) -> None:

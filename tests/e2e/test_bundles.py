@@ -303,3 +303,13 @@ def test_a_partial_clone_makes_no_bundle(make_cluster: MakeCluster, tmp_path: Pa
     part.run("clone", str(whole.home), "app", "--subdot", "cache")
     part.refused("bundle", "create", tmp_path / "x.dmb", code=10, saying="would lack the rest")
     assert not (tmp_path / "x.dmb").exists()
+
+
+def test_a_dot_made_of_a_bundle_begins_on_a_branch_that_it_has(
+    shop: Cluster, make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    create(shop, tmp_path / "topic.dmb", "topic")
+    other = make_cluster("other")
+    other.run("bundle", "apply", tmp_path / "topic.dmb")
+    assert other.tip(dot="app") == shop.tip("topic")
+    assert other.files("app")["topic"] == "t\n"

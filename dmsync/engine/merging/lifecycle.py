@@ -323,11 +323,7 @@ def refuse_dirty(
 def _refuse_absent(store: Store, dot: DotId, commits: Sequence[ObjectId]) -> None:
     for commit in commits:
         if store.catalog.is_hollow(dot, commit):
-            raise ContentAbsent(
-                f"only the record of commit {commit.hex()[:12]} is here: it cannot be merged",
-                hint="dm fetch --unshallow REMOTE brings its content",
-                commit=commit.hex(),
-            )
+            raise ContentAbsent.of_commit(commit)
 
 
 def _refuse_unrecordable(conflicts: Sequence[FoundConflict]) -> None:

@@ -10,6 +10,7 @@ from dmsync.errors import UsageError
 from dmsync.surfaces.cli import output
 from dmsync.surfaces.cli.changes import change_fields, change_line
 from dmsync.surfaces.cli.completions import REVISION
+from dmsync.surfaces.cli.conflicting import CONFLICTS, conflict_text, tell_conflicts
 from dmsync.surfaces.cli.invocation import (
     FILE_NAME,
     DmCommand,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from dmsync.engine.merging.resolution import How, ResolveSummary, RowSide
     from dmsync.engine.merging.state import ConflictInfo
 
-CONFLICTS_EXIT: Final = 15
 _OUTCOMES: Final = {
     "up-to-date": "Already up to date.",
     "applied": "The result is in the working tree, not committed.",
@@ -129,7 +129,7 @@ def print_merge(invocation: Invocation, summary: "MergeSummary") -> int:
 
 
 def merge_exit_code(summary: "MergeSummary") -> int:
-    return CONFLICTS_EXIT if summary.conflicts else tree_exit_code(summary)
+    return CONFLICTS if summary.conflicts else tree_exit_code(summary)
 
 
 def tell_merge(invocation: Invocation, summary: "MergeSummary") -> None:
@@ -137,17 +137,8 @@ def tell_merge(invocation: Invocation, summary: "MergeSummary") -> None:
     if invocation.dry_run:
         for change in summary.changes:
             invocation.result(change_line(change))
-    for conflict in summary.conflicts:
-        invocation.result(f"C {conflict_text(conflict, summary.theirs)}")
     if summary.conflicts:
-        count = output.counted(len(summary.conflicts), "conflict")
-        if invocation.dry_run:
-            invocation.talk(f"{count}; nothing was changed (dry run)")
-        else:
-            invocation.talk(
-                f"{count}: nothing was committed. dm resolve PATH --ours|--theirs|--base|--as-is, "
-                "then dm merge --continue; or dm merge --abort"
-            )
+        tell_conflicts(invocation, summary.conflicts, summary.theirs)
     elif invocation.dry_run:
         invocation.talk("no conflicts; nothing was changed (dry run)")
     else:
@@ -240,20 +231,6 @@ def conflicts_command(invocation: Invocation, path: str | None, rows: bool) -> N
                     output.write_line(f"  {line}")
     if not found:
         invocation.talk("no conflicts")
-
-
-def conflict_text(conflict: "ConflictInfo", theirs: bytes | None = None) -> str:
-    """`PATH: reason; exists in ours, theirs` on one line; `theirs` is the commit that came in."""
-    sides = ", ".join(conflict.sides) or "neither side"
-    text = f"{output.escape_name(conflict.path)}: {output.escape_name(conflict.reason)}"
-    text += f"; exists in {sides}"
-    if conflict.also:
-        names = ", ".join(output.escape_name(path) for path in conflict.also)
-        text += f"; also named {names}"
-    if not conflict.copies and theirs is not None and "theirs" in conflict.sides:
-        path = "" if conflict.path == b"." else output.escape_name(conflict.path)
-        text += f"; dm export {_short(theirs)}:{path} DIR writes theirs out"
-    return text
 
 
 def _row_lines(row: "RowConflict") -> Sequence[str]:

@@ -264,7 +264,7 @@ def _print_applied(invocation: Invocation, summary: "StashSummary") -> int:
     _print_changes(invocation, summary)
     if summary.conflicts:
         after = f"; {summary.name} is kept (dm stash drop {summary.name})"
-        tell_conflicts(invocation, summary.conflicts, after)
+        tell_conflicts(invocation, summary.conflicts, summary.commit, after)
     elif not invocation.dry_run:
         invocation.talk(
             f"{summary.name} {'is back and dropped' if summary.is_dropped else 'is back'}"

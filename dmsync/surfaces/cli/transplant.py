@@ -115,7 +115,7 @@ def _print(invocation: Invocation, summary: "TransplantSummary", command: str) -
     if summary.conflicts:
         rest = " ".join(commit.hex()[: output.SHORT_ID_DIGITS] for commit in summary.left)
         after = f"; then dm {command} {rest}" if rest else ""
-        tell_conflicts(invocation, summary.conflicts, after)
+        tell_conflicts(invocation, summary.conflicts, None, after)
     return code
 
 

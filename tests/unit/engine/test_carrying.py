@@ -1,7 +1,6 @@
 """`checkout --carry` and `commit --amend`: uncommitted changes that go along, tips replaced."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,18 +22,6 @@ from dmsync.errors import (
 from dmsync.storage.catalog import DotRow
 from tests.support.tree import describe_tree
 from tests.support.working_store import Workshop
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "home")
-    yield workshop
-    workshop.close()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
 
 
 @pytest.fixture

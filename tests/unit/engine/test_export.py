@@ -7,7 +7,6 @@ import random
 import socket
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,23 +29,6 @@ from tests.support.tree import describe_tree
 from tests.support.working_store import Workshop
 
 TAR = ("tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-p")
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "home")
-    yield workshop
-    workshop.close()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def dot(shop: Workshop, data: Path) -> DotRow:
-    return shop.attach("shop", data)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """fsck: wrong content ids are found, and two runs leave each other's scratch alone."""
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import pytest
 from dmsync.core.ids import Kind
 from dmsync.core.objects import Entry, EntryKind, Layout
 from dmsync.core.pages import Span, write_manifest
-from dmsync.engine.fsck import FsckReport, _remove_leftovers, _scratch_directory, fsck
+from dmsync.engine.fsck import FsckReport, fsck
 from dmsync.engine.settings import EngineSettings
 from dmsync.engine.store import Store
 from tests.support import sync_stores
@@ -90,26 +88,3 @@ def test_a_log_that_lost_its_end_is_a_problem_until_it_is_confirmed(tmp_path: Pa
         assert problem.where == "events" and "1 operation since" in problem.message
     log_file.with_name("lost-end").unlink()
     assert checked(home).problems == []
-
-
-def test_the_scratch_of_a_running_fsck_stays_and_that_of_a_killed_one_goes(tmp_path: Path) -> None:
-    home = str(tmp_path)
-    code = (
-        "import sys, time\n"
-        "from dmsync.engine.fsck import _scratch_directory\n"
-        "with _scratch_directory(sys.argv[1]) as path:\n"
-        "    print(path, flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, home], stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        scratch = other.stdout.readline().strip()
-        with _scratch_directory(home) as ours:
-            _remove_leftovers(home)
-            assert os.path.isdir(scratch) and os.path.isdir(ours)
-        other.kill()
-        other.wait()
-    assert os.path.isdir(scratch)
-    _remove_leftovers(home)
-    assert os.listdir(home) == []

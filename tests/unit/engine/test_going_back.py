@@ -1,7 +1,6 @@
 """Going back to an earlier operation, looking at the store as it was, and telling what was done."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,26 +11,8 @@ from dmsync.engine.undoing import lifecycle
 from dmsync.engine.undoing.going_back import go_back
 from dmsync.engine.undoing.lifecycle import UndoRequest
 from dmsync.errors import CannotUndo, NotFound, NothingToDo, UsageError
-from dmsync.storage.catalog import DotRow
 from tests.support.tree import describe_tree
 from tests.support.working_store import Workshop
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "home")
-    yield workshop
-    workshop.close()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def dot(shop: Workshop, data: Path) -> DotRow:
-    return shop.attach("shop", data)
 
 
 def last_seq(shop: Workshop) -> int:

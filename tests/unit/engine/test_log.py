@@ -1,6 +1,5 @@
 """The log in a real store: filters, paths, what was left out, and hollow commits."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,13 +31,6 @@ PLAN = [
         metadata=(("k", "w"), ("z", "")), directory_time_ns=1,
     ),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "home")
-    yield workshop
-    workshop.close()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Every command that moves work is taken back as a whole: refs, branch and trees as before."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,13 +46,6 @@ ON_CLEAN_TREES: dict[str, Act] = {
     "cherry-pick": lambda shop, dot: cherry_pick(shop.store, dot, TransplantRequest(("side",))),
     "revert": lambda shop, dot: revert(shop.store, dot, TransplantRequest(("HEAD",))),
 }
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "home")
-    yield workshop
-    workshop.close()
 
 
 @pytest.fixture(params=["attached", "managed"])

@@ -1,6 +1,6 @@
 """Which commit a revision names, in a real store."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +25,6 @@ FORK = [
     Planned((1, 2), message="joined", time_s=40),
     Planned((3,), message="tip", time_s=50),
 ]
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "home")
-    yield workshop
-    workshop.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Stashes: put away, listed, brought back, merged in, dropped; attached and managed trees."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,18 +20,6 @@ from dmsync.storage.catalog import DotRow
 from tests.support.live_tree import as_nobody
 from tests.support.tree import describe_tree
 from tests.support.working_store import Workshop
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "home")
-    yield workshop
-    workshop.close()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Cherry-pick and revert: what one commit changed, done again or taken back."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,6 @@ from dmsync.engine.transplant import (
 from dmsync.errors import MergeConflict, RevisionNotFound, UsageError, WouldLose
 from dmsync.storage.catalog import DotRow
 from tests.support.working_store import Workshop
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "home")
-    yield workshop
-    workshop.close()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
 
 
 @pytest.fixture

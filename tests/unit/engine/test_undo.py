@@ -3,7 +3,6 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,23 +19,6 @@ from dmsync.storage.catalog import DotRow
 from dmsync.storage.event_log import START, EventLog
 from tests.support.tree import describe_tree
 from tests.support.working_store import Workshop
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "home")
-    yield workshop
-    workshop.close()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def dot(shop: Workshop, data: Path) -> DotRow:
-    return shop.attach("shop", data)
 
 
 def undo(shop: Workshop, count: int = 1) -> list[TakenBack]:

@@ -6,7 +6,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,23 +26,6 @@ from dmsync.errors import (
 from dmsync.storage.catalog import DotRow
 from tests.support.live_tree import as_nobody
 from tests.support.working_store import Workshop
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
-    workshop = Workshop(tmp_path / "home")
-    yield workshop
-    workshop.close()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def dot(shop: Workshop, data: Path) -> DotRow:
-    return shop.attach("shop", data)
 
 
 def test_commit_makes_history_and_a_clean_tree(shop: Workshop, dot: DotRow, data: Path) -> None:

@@ -342,8 +342,13 @@ def test_a_signal_runs_what_must_be_undone(
         "    finally:\n        print('undone', flush=True)\n"
         "m._run = work\nsys.exit(m.main(['version']))"
     )
+    # A test run under nohup ignores SIGHUP, and a child inherits that.
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
