@@ -3,13 +3,16 @@
 Source: protocol/OBJECTS.md 3 and protocol/PACKS.md 6.
 """
 
-from typing import Final
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
-from pyfastcdc import FastCDC
 
 from dmsync.core.ids import CONTENT_CONTEXT, ObjectId
 from dmsync.core.objects import Layout
+
+if TYPE_CHECKING:
+    from pyfastcdc import FastCDC
 
 SEGMENT_BYTES: Final = 128 * 1024
 """Unit of a file's content id; part of the format."""
@@ -25,9 +28,15 @@ _ZERO_SEGMENT: Final = blake3(_ZEROS).digest()
 _SEGMENTS_JOINED: Final = 4096
 """Equal segments whose hashes are hashed at once: half a GiB of zeros."""
 
-_cutter = FastCDC(avg_size=CDC_BYTES_AVERAGE, min_size=CDC_BYTES_MIN, max_size=CDC_BYTES_MAX)
-# Without its compiled class pyfastcdc silently runs at half a percent of the speed.
-assert FastCDC.__module__ == "pyfastcdc.cy.fastcdc", "pyfastcdc has no compiled class here"
+
+@cache
+def cutter(*, low: int, average: int, high: int) -> "FastCDC":
+    """Cuts content into pieces of these numbers of bytes."""
+    from pyfastcdc import FastCDC  # slow to import, and most commands cut nothing
+
+    # Without its compiled class pyfastcdc silently runs at half a percent of the speed.
+    assert FastCDC.__module__ == "pyfastcdc.cy.fastcdc", "pyfastcdc has no compiled class here"
+    return FastCDC(avg_size=average, min_size=low, max_size=high)
 
 
 def choose_layout(size: int, *, previous: Layout | None) -> Layout:
@@ -52,7 +61,8 @@ def cdc_cuts(buffer: bytes | memoryview, *, final: bool) -> list[int]:
     Unless `final`, what follows the last certain cut is left out: give it again at the start of
     the next buffer. The cuts of a file do not depend on how it was split into buffers.
     """
-    lengths = [chunk.length for chunk in _cutter.cut_buf(buffer)]
+    cuts = cutter(low=CDC_BYTES_MIN, average=CDC_BYTES_AVERAGE, high=CDC_BYTES_MAX)
+    lengths = [chunk.length for chunk in cuts.cut_buf(buffer)]
     if not final and lengths:
         lengths.pop()
     return lengths

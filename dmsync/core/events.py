@@ -6,11 +6,12 @@ read, so that nothing unreadable can enter a log and nothing malformed can leave
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final, get_args
 
 from dmsync.core.ids import DOT_ID_BYTES, ID_BYTES, DotId, ObjectId
 from dmsync.core.objects import MESSAGE_BYTES_MAX
+from dmsync.core.values import plain_value_type
 from dmsync.errors import BadObject, FormatUnsupported
 
 UNIQUE_ID_BYTES: Final = 16
@@ -65,7 +66,7 @@ Resolution = tuple[bytes, str, bytes]
 # undo needs the operation alone. It is None in logs written before it was recorded.
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class StoreCreated:
     """The first event of every log. `epoch` tells apart logs that reuse sequence numbers."""
 
@@ -73,7 +74,7 @@ class StoreCreated:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class EpochStarted:
     """Sequence numbers may repeat ones given out before (the log lost its end): a remote's cursor
     of an older epoch means nothing any more."""
@@ -81,7 +82,7 @@ class EpochStarted:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class DotCreated:
     dot: DotId
     namespace: str
@@ -89,7 +90,7 @@ class DotCreated:
     owner: str
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class DotRenamed:
     dot: DotId
     namespace: str
@@ -97,7 +98,7 @@ class DotRenamed:
     old: Names | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class DotDeleted:
     """The dot lies in the trash directory `trash` until the grace is over."""
 
@@ -107,7 +108,7 @@ class DotDeleted:
     old_tree: Tree | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class DotRestored:
     """A deleted dot came back out of the trash."""
 
@@ -116,20 +117,20 @@ class DotRestored:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class DotPurged:
     """A deleted dot's objects are gone for good; its rows go too."""
 
     dot: DotId
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class CurrentDotSwitched:
     dot: DotId | None
     old: DotId | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class HeadSwitched:
     """The dot's current branch, which may be unborn."""
 
@@ -138,7 +139,7 @@ class HeadSwitched:
     old: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class CommitsAdded:
     """Commits that became complete here: their closure is in the dot's packs."""
 
@@ -148,7 +149,7 @@ class CommitsAdded:
     capture: Capture | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class CommitsListed:
     """Commits known by their record alone (hollow): the graph has them, their content is not here.
 
@@ -160,7 +161,7 @@ class CommitsListed:
     transfer: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class CommitsThinned:
     """Complete commits that are hollow from now on: their content may go, their record stays."""
 
@@ -169,7 +170,7 @@ class CommitsThinned:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class DotScopeSet:
     """The subdots whose content this store keeps; None for all."""
 
@@ -178,7 +179,7 @@ class DotScopeSet:
     old: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class SignatureAdded:
     """A detached SSHSIG (armoured text) over the commit or tag `target`."""
 
@@ -187,7 +188,7 @@ class SignatureAdded:
     signature: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class RefChanged:
     """`name` is `branch/x`, `tag/x`, `remote/R/x` or `stash/x`; None stands for no ref."""
 
@@ -201,7 +202,7 @@ class RefChanged:
     old_origin: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class BranchRenamed:
     """The branch with its reflog, its working snapshot and its managed tree: a tree whose rename
     a kill prevented follows when the dot is next changed.
@@ -215,7 +216,7 @@ class BranchRenamed:
     strays: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class WorkingSaved:
     """Uncommitted state of `branch`, stored as the snapshot commit `commit`."""
 
@@ -226,14 +227,14 @@ class WorkingSaved:
     old: ObjectId | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class WorkingDropped:
     dot: DotId
     branch: str
     old: ObjectId | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class TreeAttached:
     """The user's directory `path` is the dot's tree; device and inode recognise it later."""
 
@@ -244,13 +245,13 @@ class TreeAttached:
     inode: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class TreeDetached:
     dot: DotId
     old: Tree | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class TreeSwitchStarted:
     """The tree is between two states until TreeSwitchFinished: finish it before anything else.
 
@@ -265,13 +266,13 @@ class TreeSwitchStarted:
     discarded: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class TreeSwitchFinished:
     dot: DotId
     branch: str
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class MergeStarted:
     """The tree of `branch` is being merged into, until MergeEnded; `dm merge --continue` commits.
 
@@ -292,7 +293,7 @@ class MergeStarted:
     conflicts: tuple[Conflict, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class ConflictResolved:
     """`how` is ours, theirs, base or as-is, or `open` when only part of it is: `detail` is then
     what is left of the conflict's."""
@@ -306,7 +307,7 @@ class ConflictResolved:
     old_detail: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class MergeEnded:
     """`started` is the sequence number of the MergeStarted that this ends; `resolutions` are the
     conflicts decided since, at least in part: path, how, detail."""
@@ -318,14 +319,14 @@ class MergeEnded:
     resolutions: tuple[Resolution, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class RemoteAdded:
     name: str
     url: str
     dm_command: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class RemoteRemoved:
     name: str
     old_url: str | None = None
@@ -334,13 +335,13 @@ class RemoteRemoved:
     old_refs: tuple[tuple[DotId, str, ObjectId], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class RemoteRenamed:
     old: str
     new: str
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class UpstreamSet:
     """The dot is called `[namespace/]name` at `remote`."""
 
@@ -351,14 +352,14 @@ class UpstreamSet:
     old: Names | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class UpstreamRemoved:
     dot: DotId
     remote: str
     old: Names | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class RemoteObserved:
     """The remote's log was read up to (epoch, seq) for this dot: the next listing starts there."""
 
@@ -369,7 +370,7 @@ class RemoteObserved:
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class TransferStarted:
     transfer_id: bytes
     direction: str
@@ -378,7 +379,7 @@ class TransferStarted:
     branch: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class TransferFinished:
     """`summary` holds (name, text or integer or None) pairs."""
 
@@ -387,7 +388,7 @@ class TransferFinished:
     summary: tuple[tuple[str, str | int | None], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class UndoApplied:
     """This operation takes back the one whose first event is `operation` (or, `is_redo`, takes
     back that taking back)."""
@@ -434,7 +435,7 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class StoredEvent:
     """An event with its place in the log. Order is `seq` alone: `time_ns` (when this store learnt
     of it) may jump either way."""
@@ -447,7 +448,7 @@ class StoredEvent:
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Operation:
     """What one command appended, all or nothing: one record of the log. The first event has
     sequence number `first_seq`, the others follow without a gap."""

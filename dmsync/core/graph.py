@@ -7,6 +7,7 @@ pass is needed, which is what date order and breadth-first order get wrong (lake
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Final, Protocol
 
 from dmsync.core.ids import ObjectId
@@ -128,21 +129,40 @@ def ancestors_difference(
 
     The order is generation ascending, then id. Both ends belong to their own side.
     """
+    found = [(view.generation(commit), commit) for commit in _difference(view, wanted, excluded)]
+    found.sort()
+    return (commit for _, commit in found)
+
+
+def difference_count(
+    view: GraphView, wanted: Iterable[ObjectId], excluded: Iterable[ObjectId]
+) -> int:
+    """How many commits are reachable from `wanted` but not from `excluded`."""
+    return sum(1 for _ in _difference(view, wanted, excluded))
+
+
+def exceeds(
+    view: GraphView, wanted: Iterable[ObjectId], excluded: Iterable[ObjectId], count: int
+) -> bool:
+    """Whether difference_count is more than `count`; reads no further than to know that."""
+    return next(islice(_difference(view, wanted, excluded), count, None), None) is not None
+
+
+def _difference(
+    view: GraphView, wanted: Iterable[ObjectId], excluded: Iterable[ObjectId]
+) -> Iterator[ObjectId]:
     painting = _Painting(view, frozenset((_LEFT,)))
     for commit in excluded:
         painting.paint(commit, _RIGHT)
     for commit in wanted:
         painting.paint(commit, _LEFT)
-    found = []
     while painting.open_count:
         commit, flags = painting.take()
         if flags == _LEFT:
-            found.append((view.generation(commit), commit))
+            yield commit
         # Painting excluded commits with _RIGHT alone is enough: _LEFT | _RIGHT is excluded too.
         for parent in view.parents(commit):
             painting.paint(parent, flags)
-    found.sort()
-    return (commit for _, commit in found)
 
 
 def ahead_behind(view: GraphView, ours: ObjectId, theirs: ObjectId) -> tuple[int, int]:

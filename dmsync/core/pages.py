@@ -5,6 +5,7 @@ pages. Where a page ends depends only on names, ids and positions, so that one c
 rewrites one page a level and every cluster cuts the same way. Reading never relies on the rule.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -13,6 +14,7 @@ from zlib import crc32
 from dmsync.core.encoding import decode, encode
 from dmsync.core.ids import ID_BYTES, ObjectId
 from dmsync.core.objects import FILE_BYTES_MAX, Entry, EntryKind, Layout, entry_from_value
+from dmsync.core.values import value_type
 from dmsync.errors import BadObject
 
 PAGE_BYTES_MAX: Final = 64 * 1024
@@ -41,7 +43,7 @@ class PageWriter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Span:
     """A run of file bytes: `length` bytes that are chunk `chunk`, or zeros when it is ZERO_RUN."""
 
@@ -309,8 +311,9 @@ class _Frontier:
 # --- writing --------------------------------------------------------------------------------
 
 
-def _name_ends_page(entry: Entry) -> bool:
-    return crc32(entry.name) & 63 == 63
+def name_ends_leaf(name: bytes) -> bool:
+    """Whether a leaf of a directory ends with this name, whatever comes after."""
+    return crc32(name) & 63 == 63
 
 
 def _id_ends_page(page: ObjectId) -> bool:
@@ -324,35 +327,56 @@ def write_directory(
 
     Returns the root page, or None for an empty directory.
     """
-    children = list(_directory_leaves(writer, entries, bases))
-    return _write_inner(writer, children, DIRECTORY, bases)
-
-
-def _directory_leaves(
-    writer: PageWriter, entries: Iterable[Entry], bases: "PageBases | None"
-) -> Iterator[Child]:
-    leaf: list[Entry] = []
-    leaf_bytes = 0
+    directory = DirectoryWriter(writer, bases)
     for entry in entries:
+        directory.add(entry)
+    return directory.finish()
+
+
+class DirectoryWriter:
+    """Writes the page tree of one directory, its entries given one by one, sorted by name."""
+
+    def __init__(self, writer: PageWriter, bases: "PageBases | None" = None) -> None:
+        self._writer = writer
+        self._bases = bases
+        self._leaf: list[Entry] = []
+        self._leaf_bytes = 0
+        self._children: list[Child] = []
+
+    def add(self, entry: Entry) -> None:
         entry_bytes = len(entry.name) + 160 + len(entry.link_target) + len(entry.hardlink)
         entry_bytes += sum(len(k) + len(v) + 8 for k, v in entry.xattrs)
-        if leaf and leaf_bytes + entry_bytes > _ENTRY_BYTES_SPLIT:
-            yield _write_leaf(writer, leaf, bases)
-            leaf, leaf_bytes = [], 0
-        leaf.append(entry)
-        leaf_bytes += entry_bytes
-        if _name_ends_page(entry):
-            yield _write_leaf(writer, leaf, bases)
-            leaf, leaf_bytes = [], 0
-    if leaf:
-        yield _write_leaf(writer, leaf, bases)
+        if self._leaf and self._leaf_bytes + entry_bytes > _ENTRY_BYTES_SPLIT:
+            self._end_leaf()
+        self._leaf.append(entry)
+        self._leaf_bytes += entry_bytes
+        if name_ends_leaf(entry.name):
+            self._end_leaf()
 
+    @property
+    def is_between_leaves(self) -> bool:
+        """Whether the next entry begins a leaf, whatever it is."""
+        return not self._leaf
 
-def _write_leaf(writer: PageWriter, leaf: list[Entry], bases: "PageBases | None") -> Child:
-    key = leaf[0].name
-    base = bases.nearest(0, key) if bases else None
-    page = writer.write_page(encode_page(Page(DIRECTORY, 0, tuple(leaf))), base)
-    return Child(key, page, len(leaf))
+    def add_leaf(self, leaf: Child) -> None:
+        """Take over a leaf that is stored, between leaves. The caller knows that the same entries
+        would make the same leaf: it ended with a name that ends one, or what comes after it now
+        is what came after it then."""
+        assert not self._leaf
+        self._children.append(leaf)
+
+    def _end_leaf(self) -> None:
+        key = self._leaf[0].name
+        base = self._bases.nearest(0, key) if self._bases else None
+        data = encode_page(Page(DIRECTORY, 0, tuple(self._leaf)))
+        self._children.append(Child(key, self._writer.write_page(data, base), len(self._leaf)))
+        self._leaf, self._leaf_bytes = [], 0
+
+    def finish(self) -> ObjectId | None:
+        """The root page, or None for an empty directory."""
+        if self._leaf:
+            self._end_leaf()
+        return _write_inner(self._writer, self._children, DIRECTORY, self._bases)
 
 
 def write_manifest(
@@ -429,13 +453,13 @@ class PageBases:
     """The pages of an older tree, as delta bases for the pages that take their place."""
 
     def __init__(self, reader: PageReader, root: ObjectId | None, page_type: int) -> None:
-        self._levels: dict[int, list[tuple[bytes, ObjectId]]] = {}
+        self._levels: dict[int, list[Child]] = {}
         if root is not None:
             self._collect(reader, [Child(b"", root, 1)], page_type)
 
-    def _collect(self, reader: PageReader, children: Sequence[Child], page_type: int) -> None:
+    def _collect(self, reader: PageReader, children: list[Child], page_type: int) -> None:
         level = read_page(reader, children[0].page, page_type).level
-        self._levels[level] = [(child.key, child.page) for child in children]
+        self._levels[level] = children
         if level > 0:
             below = [
                 grandchild
@@ -444,19 +468,21 @@ class PageBases:
             ]
             self._collect(reader, below, page_type)
 
+    @property
+    def leaves(self) -> Sequence[Child]:
+        """In order. A root that is a leaf itself has neither its key nor its weight here."""
+        return self._levels.get(0, [])
+
     def nearest(self, level: int, key: bytes) -> ObjectId | None:
-        """The page of `level` whose first key is the last one not after `key`."""
-        found = None
-        for first, page in self._levels.get(level, []):
-            if first > key and found is not None:
-                break
-            found = page
-        return found
+        """The page of `level` whose first key is the last one not after `key`, else the first."""
+        pages = self._levels.get(level, [])
+        index = bisect_right(pages, key, key=lambda child: child.key)
+        return pages[max(index - 1, 0)].page if pages else None
 
     def at(self, level: int, position: int) -> ObjectId | None:
         """The page at `position` of `level`."""
         pages = self._levels.get(level, [])
-        return pages[position][1] if position < len(pages) else None
+        return pages[position].page if position < len(pages) else None
 
 
 # --- paths ------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ and must be objects of the same kind and dot. Source: protocol/PACKS.md 1.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -17,6 +16,7 @@ from dmsync.core.delta import (
 )
 from dmsync.core.ids import KEY_BYTES, Kind
 from dmsync.core.pages import CHUNK_BYTES_MAX, PAGE_BYTES_MAX, XATTR_SLACK_BYTES
+from dmsync.core.values import value_type
 from dmsync.errors import BadObject
 
 SIMILAR_PAGE_BYTES: Final = 8192
@@ -55,7 +55,7 @@ _ENCODINGS: Final = tuple(Encoding)
 """By number: looking an enum up costs more than the rest of a header."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class BaseSlice:
     """A base, by short key; for SIMILAR the number of the 8 KiB page of it that is used."""
 
@@ -63,7 +63,7 @@ class BaseSlice:
     page: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Record:
     """One stored object. `changed` (PATCH only) has bit n set when 4 KiB page n is in the frame."""
 
@@ -80,6 +80,10 @@ class Record:
 
 def encode_varint(value: int) -> bytes:
     """Little-endian groups of 7 bits, high bit set on all but the last."""
+    if value < 0x80:
+        return bytes((value,))
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -90,6 +94,8 @@ def encode_varint(value: int) -> bytes:
 
 def parse_varint(buffer: bytes | memoryview, offset: int, bits_max: int) -> tuple[int, int]:
     """A number below 2**bits_max in its shortest form, and where it ends. Raises BadObject."""
+    if offset < len(buffer) and buffer[offset] < 0x80 and bits_max >= 7:
+        return buffer[offset], offset + 1  # mostly
     value = shift = 0
     while offset < len(buffer):
         byte = buffer[offset]
@@ -113,6 +119,8 @@ def encode_record(record: Record) -> bytes:
         encode_varint(len(record.payload)),
     ]
     match record.encoding:
+        case Encoding.RAW | Encoding.ZSTD:
+            pass
         case Encoding.PREFIX:
             parts.append(record.bases[0].key)
         case Encoding.PATCH:
@@ -128,21 +136,24 @@ def encode_record(record: Record) -> bytes:
 
 def parse_record(buffer: bytes | memoryview, offset: int = 0) -> tuple[Record, int]:
     """The record at `offset`, checked field by field, and where it ends. Raises BadObject."""
-    header, start, payload_bytes = parse_header(buffer, offset)
+    kind, encoding, raw_bytes, payload_bytes, bases, changed, start = _parse_fields(buffer, offset)
     end = start + payload_bytes
     if end > len(buffer):
         raise BadObject("record is cut short")
     payload = bytes(buffer[start:end])
-    return (
-        Record(
-            header.kind, header.encoding, header.raw_bytes, payload, header.bases, header.changed
-        ),
-        end,
-    )
+    return Record(kind, encoding, raw_bytes, payload, bases, changed), end
 
 
 def parse_header(buffer: bytes | memoryview, offset: int = 0) -> tuple[Record, int, int]:
     """A record without its payload, where the payload starts and its length. Raises BadObject."""
+    kind, encoding, raw_bytes, payload_bytes, bases, changed, start = _parse_fields(buffer, offset)
+    return Record(kind, encoding, raw_bytes, b"", bases, changed), start, payload_bytes
+
+
+def _parse_fields(
+    buffer: bytes | memoryview, offset: int
+) -> tuple[Kind, Encoding, int, int, tuple[BaseSlice, ...], int, int]:
+    """Kind, encoding, size, payload size, bases, bitmap, and where the payload starts."""
     if offset >= len(buffer):
         raise BadObject("record is cut short")
     first = buffer[offset]
@@ -159,20 +170,19 @@ def parse_header(buffer: bytes | memoryview, offset: int = 0) -> tuple[Record, i
         raise BadObject("only chunks and pages have bases")
     bases: tuple[BaseSlice, ...] = ()
     changed = 0
-    match encoding:
-        case Encoding.PREFIX:
-            key, offset = _parse_key(buffer, offset)
-            bases = (BaseSlice(key),)
-        case Encoding.PATCH:
-            key, offset = _parse_key(buffer, offset)
-            bases = (BaseSlice(key),)
-            page_count = -(-raw_bytes // PATCH_PAGE_BYTES)
-            changed, offset = parse_varint(buffer, offset, page_count)
-            if not changed:
-                raise BadObject("a patch changes something")
-        case Encoding.SIMILAR:
-            bases, offset = _parse_slices(buffer, offset)
-    return Record(kind, encoding, raw_bytes, b"", bases, changed), offset, payload_bytes
+    if encoding is Encoding.PATCH:
+        key, offset = _parse_key(buffer, offset)
+        bases = (BaseSlice(key),)
+        page_count = -(-raw_bytes // PATCH_PAGE_BYTES)
+        changed, offset = parse_varint(buffer, offset, page_count)
+        if not changed:
+            raise BadObject("a patch changes something")
+    elif encoding is Encoding.PREFIX:
+        key, offset = _parse_key(buffer, offset)
+        bases = (BaseSlice(key),)
+    elif encoding is Encoding.SIMILAR:
+        bases, offset = _parse_slices(buffer, offset)
+    return kind, encoding, raw_bytes, payload_bytes, bases, changed, offset
 
 
 def _parse_key(buffer: bytes | memoryview, offset: int) -> tuple[bytes, int]:

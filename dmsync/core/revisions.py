@@ -6,11 +6,11 @@ X^  X^n  X~n  X@{n}  X@{time}  X@{u}  X^{}  X^{commit}  A..B  A...B
 """
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Final
 
 from dmsync.core.names import shown
+from dmsync.core.values import plain_value_type
 from dmsync.errors import UsageError
 
 REVISION_CHARACTERS_MAX: Final = 1024
@@ -21,40 +21,40 @@ PREFIX_HEX_CHARACTERS_MIN: Final = 4
 HEAD: Final = "HEAD"
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Parent:
     """`^n`: the n-th parent, 1 the first; 0 (also `^{}`, `^{commit}`) the commit itself."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Ancestor:
     """`~n`: n times the first parent."""
 
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class ReflogEntry:
     """`@{n}`: where the ref was n changes ago; 0 is now."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class ReflogTime:
     """`@{time}`: where the ref was then; `time_of` turns the text into a time."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Upstream:
     """`@{u}`: the remote branch that the branch follows."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class BranchBefore:
     """`@{-n}`: the branch checked out n checkouts ago; only the first step after HEAD."""
 
@@ -64,7 +64,7 @@ class BranchBefore:
 Step = Parent | Ancestor | ReflogEntry | ReflogTime | Upstream | BranchBefore
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Revision:
     """One commit: `base` is `HEAD`, `:/text` or a name or id as written, then steps from left to
     right."""
@@ -87,7 +87,7 @@ class Revision:
         return self.base.lower() if _ID_PREFIX.fullmatch(self.base) else None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Range:
     """`A..B`: what B has and A lacks. With `symmetric`, `A...B`: what only one of them has."""
 

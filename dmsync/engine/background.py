@@ -21,7 +21,7 @@ async def in_thread(work: Callable[[], ResultT]) -> ResultT:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await _end_of(running)
+        await end_of(running)
         raise
 
 
@@ -43,11 +43,11 @@ async def steps_in_thread(steps: Generator[None, None, ResultT]) -> ResultT:
         return cast(ResultT, await asyncio.shield(running))
     except asyncio.CancelledError:
         is_cancelled.set()
-        await _end_of(running)
+        await end_of(running)
         raise
 
 
-async def _end_of(running: "asyncio.Future[ResultT]") -> None:
+async def end_of(running: "asyncio.Future[ResultT]") -> None:
     """Wait for the thread, however often we are cancelled; what it raises is of no interest."""
     while not running.done():
         try:

@@ -1,6 +1,5 @@
 """Branches: list, make, delete, rename, check out, reset."""
 
-from collections import Counter
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -18,9 +17,9 @@ from dmsync.core.graph import ancestors_difference, descending, reaching_tips
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import check_branch_name
 from dmsync.engine import switching, trees
-from dmsync.engine.capture import Progress
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.merging.state import refuse_merging
+from dmsync.engine.progress import Progress
 from dmsync.engine.restore import RestoreResult
 from dmsync.engine.revision_lookup import resolve_revision
 from dmsync.engine.store import Store
@@ -76,7 +75,7 @@ class SwitchSummary:
 def list_branches(
     store: Store, dot: DotRow, wanted: BranchFilter | None = None, *, count: bool = False
 ) -> list[BranchSummary]:
-    """Branches by name; the unborn current one included. `count` costs one walk of all history.
+    """Branches by name; the unborn current one included. `count` tells of how many commits.
 
     Raises as `resolve_revision`.
     """
@@ -136,18 +135,14 @@ def _merged(store: Store, dot: DotRow, revision: str, tips: dict[str, ObjectId])
 
 
 def _commit_counts(store: Store, dot: DotId, tips: dict[str, ObjectId]) -> dict[str, int]:
-    """Numbers of commits reachable from each tip: one walk for all. O(history)."""
+    """Numbers of commits reachable from each tip."""
     graph = store.catalog.graph(dot)
-    by_mask = Counter(mask for _, mask in reaching_tips(graph, list(tips.values())))
-    return {
-        name: sum(count for mask, count in by_mask.items() if mask >> number & 1)
-        for number, name in enumerate(tips)
-    }
+    return {name: graph.reachable_count(tip) for name, tip in tips.items()}
 
 
 def commit_count(store: Store, dot: DotId, tip: ObjectId) -> int:
-    """Number of commits reachable from `tip`. O(history)."""
-    return sum(1 for _ in descending(store.catalog.graph(dot), [tip]))
+    """Number of commits reachable from `tip`, itself included."""
+    return store.catalog.graph(dot).reachable_count(tip)
 
 
 def create_branch(store: Store, dot: DotRow, name: str, revision: str | None) -> ObjectId:

@@ -19,7 +19,7 @@ from dmsync.core.ids import ObjectId
 from dmsync.core.records import parse_header
 from dmsync.core.revisions import Range, Revision, parse_revision_or_range
 from dmsync.engine import tags
-from dmsync.engine.ports import Silent, SyncProgress
+from dmsync.engine.progress import SILENT, Progress
 from dmsync.engine.revision_lookup import commit_named, resolve_range
 from dmsync.engine.store import Store
 from dmsync.engine.sync_hollow import holding_of, select_for_fetch
@@ -37,6 +37,7 @@ from dmsync.errors import (
 )
 from dmsync.storage.catalog import DotRow, RefRow
 from dmsync.storage.durable import whole_file
+from dmsync.storage.stages import stage
 from dmsync.wire.bundle_header import (
     BUNDLE_CONTEXT,
     BUNDLE_MAGIC,
@@ -90,7 +91,7 @@ class BundleSummary:
 
 
 def create_bundle(
-    store: Store, dot: DotRow, request: BundleRequest, progress: SyncProgress | None = None
+    store: Store, dot: DotRow, request: BundleRequest, progress: Progress = SILENT
 ) -> BundleSummary:
     """Write a bundle; the file has its name when it is whole and durable.
 
@@ -119,8 +120,10 @@ def create_bundle(
     here = holding_of(store, dot.dot)
     selection = select_for_fetch(here, Fetch(b"", dot.dot, tips, tuple(outside)))
     outgoing = Outgoing(store.objects(dot.dot))
-    for _ in outgoing.add(selection):
-        pass
+    progress.phase("planning")
+    with stage("plan"):
+        for _ in outgoing.add(selection):
+            progress.reached(0, len(outgoing.plan))
     outgoing.add_tags(ref.id for ref in refs if ref.peeled is not None)
     header = BundleHeader(
         cluster_id=store.catalog.cluster_id(),
@@ -140,8 +143,9 @@ def create_bundle(
         return BundleSummary(header, 0)
     signed = [*commits, *(ref.id for ref in refs if ref.peeled is not None)]
     signatures = list(signature_pages(store, dot.dot, NO_TRANSFER, signed))
-    content = _content(header, outgoing, signatures, progress or Silent())
-    return BundleSummary(header, _write(request.path, content))
+    content = _content(header, outgoing, signatures, progress)
+    with stage("write"):
+        return BundleSummary(header, _write(request.path, content))
 
 
 def _head(store: Store, dot: DotRow, refs: Sequence[RefValue]) -> str | None:
@@ -228,7 +232,7 @@ def _content(
     header: BundleHeader,
     outgoing: Outgoing,
     signatures: Iterable[Signatures],
-    progress: SyncProgress,
+    progress: Progress,
 ) -> Iterator[bytes]:
     """The file without its closing hash."""
     value = header.to_bytes()
@@ -236,10 +240,11 @@ def _content(
     for page in outgoing.pages(eager=False):
         yield encode_frame(frame_from_message(page))
     records = written = 0
+    progress.phase("writing", items_total=len(outgoing.plan))
     for joined, count in joined_records(outgoing.records()):
         yield encode_frame(frame_from_message(Records(joined)))
         records, written = records + count, written + len(joined)
-        progress.transferred(records, len(outgoing.plan), written)
+        progress.reached(written, records)
     for message in signatures:
         yield encode_frame(frame_from_message(message))
 
@@ -315,7 +320,8 @@ def _opened(file: BinaryIO, path: str) -> Bundle:
     (length,) = _LENGTH.unpack(prefix[len(BUNDLE_MAGIC) :])
     if not 0 < length <= BUNDLE_HEADER_BYTES_MAX or len(prefix) + length > end:
         raise BadBundle(f"{path} is truncated or changed: its header does not fit")
-    _check_hash(file, path, end)
+    with stage("verify"):
+        _check_hash(file, path, end)
     file.seek(len(prefix))
     header = header_from_bytes(file.read(length))
     return Bundle(file, path, header, len(prefix) + length, end)

@@ -4,17 +4,13 @@ Three phases: scan (stats only), content of files that have a large old counterp
 similar-page search knows their changed pages before new files such as WAL are written), then
 directories, children before parents, with all other files read on the way. Memory follows one
 directory and the number of directories, not the number of files.
-
-What is recorded and what is applied in the live tree may differ (an ordinary user cannot chown;
-devices, setuid and capabilities wait for trust): wherever the applied value is untouched since,
-the recorded one is taken back.
 """
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from functools import partial
 
 from dmsync.core.chunking import FIXED_CHUNK_BYTES
 from dmsync.core.ids import ObjectId
@@ -29,18 +25,28 @@ from dmsync.core.objects import (
 )
 from dmsync.core.pages import (
     DIRECTORY,
+    DirectoryWriter,
     PageBases,
     PageReader,
     write_directory,
 )
 from dmsync.engine.differences import Change, compared, joined, whole_tree, with_renames
+from dmsync.engine.directory_building import (
+    CacheParts,
+    Run,
+    recorded_in,
+    runs,
+    with_following,
+)
+from dmsync.engine.file_blocks import FileMoved
 from dmsync.engine.file_content import (
     ChunkWriter,
     ContentReader,
-    FileContent,
-    FileMoved,
     TooLarge,
 )
+from dmsync.engine.file_reading import NotRegularError, Reading, read_file
+from dmsync.engine.live_metadata import KINDS, LiveName, Metadata, metadata_of
+from dmsync.engine.progress import SILENT, Progress
 from dmsync.engine.recorded_tree import RecordedTree
 from dmsync.engine.safe_files import (
     DENIED,
@@ -49,24 +55,18 @@ from dmsync.engine.safe_files import (
     TreeDirectories,
     Xattrs,
     handle_path,
-    open_file,
     open_tree,
     read_xattrs,
 )
+from dmsync.engine.scan_result import Draft, Scan, joined_draft
+from dmsync.engine.stat_baseline import Baseline, Sync
 from dmsync.engine.tree_scan import (
-    GID,
     INODE,
     MODE,
-    MTIME,
     NLINK,
-    UID,
     UNREADABLE,
-    Baseline,
-    Draft,
-    Scan,
     Scanner,
     is_socket,
-    stat_of,
 )
 from dmsync.errors import BadObject, CaptureFailed
 from dmsync.storage.stat_cache import (
@@ -79,22 +79,6 @@ from dmsync.storage.stat_cache import (
     encode_live,
     encode_remarks,
 )
-
-READS_MAX: Final = 3
-"""Times a file that moves while it is read is read before the last reading is taken."""
-_INT64: Final = 2**63
-
-Progress = Callable[[int, int], None]
-"""Called now and then with (bytes read, files read) so far."""
-
-KINDS: Final = {
-    stat.S_IFREG: EntryKind.FILE,
-    stat.S_IFDIR: EntryKind.DIRECTORY,
-    stat.S_IFLNK: EntryKind.SYMLINK,
-    stat.S_IFIFO: EntryKind.FIFO,
-    stat.S_IFCHR: EntryKind.CHARACTER_DEVICE,
-    stat.S_IFBLK: EntryKind.BLOCK_DEVICE,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +113,10 @@ class CaptureResult:
     unreadable_paths: list[bytes]
     """Not read; recorded as the base has them, or left out."""
     notices: list[Notice]
+    base: Entry
+    changes: list[Change] | None
+    """Against `base`, in no order, renames as additions and removals. None when they were not
+    followed: a directory went away while what is in it was read."""
 
 
 @dataclass
@@ -196,6 +184,7 @@ def status_of_tree(
     scope: frozenset[bytes] | None = None,
     stop_at_change: bool = False,
     renames: bool = True,
+    progress: Progress | None = None,
 ) -> StatusResult:
     """Changes of a live tree against `base`, sorted by path; nothing is written.
 
@@ -203,50 +192,19 @@ def status_of_tree(
     after the first change. Arguments and errors as for `capture_tree`.
     """
     reading = _TreeStatus(
-        tree_path, as_subdot, store, None, base, root_metadata=root_metadata, scope=scope
+        tree_path,
+        as_subdot,
+        store,
+        None,
+        base,
+        root_metadata=root_metadata,
+        scope=scope,
+        progress=progress,
     )
     try:
         return reading.run(stat_cache, now_ns, stop_at_change=stop_at_change, renames=renames)
     finally:
         reading.close()
-
-
-@dataclass(slots=True)
-class _Reading:
-    """One file as read: `found` is its stat after reading."""
-
-    content: FileContent
-    xattrs: Xattrs
-    found: Stat
-    device: int
-    is_stable: bool
-
-
-class _NotRegularError(Exception):
-    """What was listed as a file is none any more."""
-
-
-@dataclass(slots=True)
-class _Name:
-    """One name of a directory being built: what was scanned and what is recorded."""
-
-    name: bytes
-    path: bytes
-    live: Stat
-    before: Stat | None
-    recorded: Entry | None
-    device: int
-    applied_xattrs: Xattrs | None
-    is_trusted: bool = True
-
-    def takes_back(self) -> bool:
-        """Whether recorded values still stand behind the applied ones."""
-        return (
-            self.recorded is not None
-            and self.before is not None
-            and stat.S_IFMT(self.before[MODE]) == stat.S_IFMT(self.live[MODE])
-            and KINDS.get(stat.S_IFMT(self.live[MODE])) is self.recorded.kind
-        )
 
 
 @dataclass(slots=True)
@@ -262,6 +220,8 @@ class _Built:
 
 class _TreeReading:
     """What capture and status share: scan, read what changed, build entries bottom up."""
+
+    _sync: Sync
 
     def __init__(
         self,
@@ -280,36 +240,47 @@ class _TreeReading:
         self._base = base
         self._prefix = as_subdot or b""
         self._root_metadata = root_metadata and as_subdot is None
-        self._progress = progress
-        self._content = ContentReader(store, writer, incremental=base.tree is not None)
+        self._progress = SILENT if progress is None else progress
+        self._content = ContentReader(
+            store, writer, incremental=base.tree is not None, progress=self._progress
+        )
         self._root_fd = open_tree(tree_path)
         self._directories = TreeDirectories(self._root_fd)
         self._baseline = Baseline(0)
         self._scan = Scan()
-        self._readings: dict[bytes, _Reading] = {}
-        self._group_readings: dict[tuple[int, int], _Reading] = {}
+        self._readings: dict[bytes, Reading] = {}
+        self._group_readings: dict[tuple[int, int], Reading] = {}
         self._trees: dict[bytes, ObjectId | None] = {}
         self._recorded = RecordedTree(store, base)
         self._root_entry = ROOT_ENTRY
-        self._files_read = 0
+        self._changes: list[Change] = []
         self.statistics = CaptureStatistics()
         self.unstable: set[bytes] = set()
         self.unreadable: set[bytes] = set()
         self.notices: list[Notice] = []
 
     def close(self) -> None:
+        self._content.close()
+        self._baseline.close()
         self._directories.close()
         os.close(self._root_fd)
 
     def _scan_tree(self, cache: StatCache | None, now_ns: int, *, stop_at_change: bool) -> None:
         self._refuse_strays()
+        self._progress.phase("scanning")
         known = cache if cache is not None and cache.root == self._base else None
-        self._baseline = Baseline(now_ns)
+        self._baseline = Baseline(now_ns, self._sync)
         try:
             self._scan = self._scanner(known).run(self._baseline, stop_at_change=stop_at_change)
         except BadObject:  # a cache that lies: everything is hashed again
-            self._baseline = Baseline(now_ns)
+            self._baseline.close()
+            self._baseline = Baseline(now_ns, self._sync)
             self._scan = self._scanner(None).run(self._baseline, stop_at_change=stop_at_change)
+        self._progress.phase(
+            "reading",
+            bytes_total=self._scan.bytes_to_read,
+            items_total=self._scan.files_to_read,
+        )
 
     def _scanner(self, cache: StatCache | None) -> Scanner:
         return Scanner(
@@ -318,6 +289,7 @@ class _TreeReading:
             cache=cache,
             root_metadata=self._root_metadata,
             large_bytes=FIXED_CHUNK_BYTES + 1,
+            progress=self._progress,
         )
 
     # --- files -----------------------------------------------------------------------------------
@@ -332,9 +304,10 @@ class _TreeReading:
                 continue
             above, _, name = path.rpartition(b"/")
             try:
-                self._readings[path] = self._read_file(name, self._open(above), path, old)
-            except (OSError, FileMoved, TooLarge, _NotRegularError):
+                self._readings[path] = read_file(self._content, name, self._open(above), old)
+            except (OSError, FileMoved, TooLarge, NotRegularError):
                 continue  # met again, and judged, when its directory is built
+        self._content.finish()
 
     def _content_base(self, path: bytes, inode: int) -> Entry | None:
         """The recorded file that `path` replaces, or that its inode was under another name."""
@@ -348,36 +321,6 @@ class _TreeReading:
         former = self._scan.gone.get(inode)
         old = self._recorded.entry(former) if former is not None else None
         return old if old is not None and old.kind is EntryKind.FILE else None
-
-    def _read_file(
-        self, name: bytes, directory_fd: int, path: bytes, old: Entry | None
-    ) -> _Reading:
-        fd = open_file(name, directory_fd)
-        try:
-            reading = None
-            for attempt in range(READS_MAX):
-                found = os.fstat(fd)
-                if not stat.S_ISREG(found.st_mode):
-                    raise _NotRegularError
-                try:
-                    content = self._content.read(fd, found, old)
-                except FileMoved:
-                    if attempt == READS_MAX - 1 and reading is None:
-                        raise
-                    continue
-                xattrs = read_xattrs(fd)
-                after = os.fstat(fd)
-                is_stable = stat_of(found) == stat_of(after)
-                reading = _Reading(content, xattrs, stat_of(found), found.st_dev, is_stable)
-                if is_stable:
-                    break
-        finally:
-            os.close(fd)
-        assert reading is not None
-        self._files_read += 1
-        if self._progress is not None:
-            self._progress(self._content.bytes_hashed, self._files_read)
-        return reading
 
     def _open(self, path: bytes) -> int:
         """Descriptor of the live directory at `path` of the dot."""
@@ -405,18 +348,35 @@ class _TreeReading:
         raise NotImplementedError
 
     def _build(self, draft: Draft) -> None:
+        if draft.parts is not None and (draft.path or self._scope is None):
+            self._build_large(draft)
+            return
+        draft = joined_draft(draft)
         names, stats = decode_live(draft.live)
         remarks = decode_remarks(draft.remarks)
-        applied = dict(remarks.applied_xattrs)
         recorded = self._recorded.entries(draft.path)
         before = (
             dict(zip(draft.changed, draft.before, strict=True))
             if draft.known
             else dict.fromkeys(names)
         )
+        built = self._built(draft, names, stats, before, remarks, recorded)
+        self._directory_built(draft, built, recorded, remarks)
+
+    def _built(
+        self,
+        draft: Draft,
+        names: Sequence[bytes],
+        stats: Sequence[Stat],
+        before: dict[bytes, Stat | None],
+        remarks: Remarks,
+        recorded: dict[bytes, Entry],
+    ) -> _Built:
+        """The entries of a directory, or of a run of its names."""
+        applied = dict(remarks.applied_xattrs)
         built = _Built()
         for name, live in zip(names, stats, strict=True):
-            item = _Name(
+            item = LiveName(
                 name,
                 joined(draft.path, name),
                 live,
@@ -433,7 +393,70 @@ class _TreeReading:
             if name not in names and name in recorded:
                 built.entries.append(recorded[name])
         built.entries.sort(key=lambda entry: entry.name)
-        self._directory_built(draft, built, recorded, remarks)
+        return built
+
+    def _build_large(self, draft: Draft) -> None:
+        """A directory too large to be held: run by run, unchanged leaf pages taken over."""
+        bases = PageBases(self._store, self._recorded.directory(draft.path), DIRECTORY)
+        self._begin_large(bases)
+        is_doubtful = partial(self._is_doubtful, draft.path)
+        for run, following in with_following(runs(draft, bases.leaves, is_doubtful)):
+            if run.is_unchanged and self._run_kept(run, following):
+                continue
+            recorded = recorded_in(self._store, run)
+            built = self._built(draft, run.names, run.stats, run.before, run.remarks, recorded)
+            self._run_built(draft, run, built, recorded)
+        self._large_built(draft)
+
+    def _is_doubtful(self, directory: bytes, name: bytes, live: Stat) -> bool:
+        """May an unchanged name's entry differ from the recorded one, or be none?"""
+        if stat.S_ISDIR(live[MODE]):
+            path = joined(directory, name)
+            return name == b"." or path in self._trees or path in self._scan.unopened
+        return live[NLINK] > 1 or is_socket(live)
+
+    def _begin_large(self, bases: PageBases) -> None:
+        """A large directory is about to be built."""
+
+    def _run_kept(self, run: Run, following: Run | None) -> bool:
+        """Whether an unchanged run need not be built."""
+        return True
+
+    def _run_built(
+        self, draft: Draft, run: Run, built: _Built, recorded: dict[bytes, Entry]
+    ) -> None:
+        self._compare(draft.path, built.entries, recorded)
+
+    def _large_built(self, draft: Draft) -> None:
+        raise NotImplementedError
+
+    def _compare(self, path: bytes, entries: list[Entry], recorded: dict[bytes, Entry]) -> bool:
+        """Whether a directory's entries are not those recorded. Notes what changed in it, and all
+        below directories that are gone from it."""
+        prefix = path + b"/" if path else b""
+        gone = dict(recorded)
+        differs = False
+        for entry in entries:
+            old = gone.pop(entry.name, None)
+            if old == entry:
+                continue
+            differs = True
+            self._note(prefix + entry.name, old, entry)
+        for name, old in gone.items():
+            self._note(prefix + name, old, None)
+        return differs or bool(gone)
+
+    def _note(self, path: bytes, old: Entry | None, new: Entry | None) -> None:
+        either = new or old
+        if either is not None and either.kind is not EntryKind.DIRECTORY:
+            self.statistics.files_changed += 1
+        change = compared(path, old, new)
+        if change is not None:
+            self._changes.append(change)
+        was_directory = old is not None and old.kind is EntryKind.DIRECTORY
+        if was_directory and (new is None or new.kind is not EntryKind.DIRECTORY):
+            assert old is not None
+            self._changes.extend(whole_tree(self._store, path, old, "-"))
 
     def _refuse_strays(self) -> None:
         """A subdot in the tree that is not kept here would take the place of the recorded one.
@@ -456,7 +479,7 @@ class _TreeReading:
             return ()
         return [name for name in recorded if name not in self._scope]
 
-    def _add_unchanged(self, built: _Built, item: _Name) -> None:
+    def _add_unchanged(self, built: _Built, item: LiveName) -> None:
         """A name whose stat vouches for what is recorded; below a directory things may differ."""
         entry = item.recorded
         assert entry is not None
@@ -478,16 +501,16 @@ class _TreeReading:
             entry = replace(entry, hardlink=self._group(item))
         built.entries.append(entry)
 
-    def _group(self, item: _Name) -> bytes:
+    def _group(self, item: LiveName) -> bytes:
         return self._scan.hardlinks.get(item.path, b"") if item.live[NLINK] > 1 else b""
 
-    def _add_unopened(self, built: _Built, item: _Name, reason: str) -> None:
+    def _add_unopened(self, built: _Built, item: LiveName, reason: str) -> None:
         built.untrusted.add(item.name)
         (self.unreadable if reason == UNREADABLE else self.unstable).add(item.path)
         if reason == UNREADABLE and item.recorded is not None:
             built.entries.append(item.recorded)
 
-    def _add_fresh(self, built: _Built, item: _Name) -> None:
+    def _add_fresh(self, built: _Built, item: LiveName) -> None:
         """A name that has to be looked at."""
         entry = None
         try:
@@ -504,7 +527,7 @@ class _TreeReading:
                 self.notices.append(Notice(item.path, f"cannot be read: {exc.strerror}"))
                 entry = item.recorded
             item.is_trusted = False
-        except (FileMoved, _NotRegularError):
+        except (FileMoved, NotRegularError):
             self.unstable.add(item.path)
             entry = item.recorded
             item.is_trusted = False
@@ -524,7 +547,7 @@ class _TreeReading:
         else:
             built.entries.append(entry)
 
-    def _fresh_entry(self, built: _Built, item: _Name) -> Entry | None:
+    def _fresh_entry(self, built: _Built, item: LiveName) -> Entry | None:
         kind = KINDS.get(stat.S_IFMT(item.live[MODE]))
         if kind is None:
             if is_socket(item.live):
@@ -545,7 +568,7 @@ class _TreeReading:
         device = os.stat(item.name, dir_fd=directory_fd, follow_symlinks=False).st_rdev
         return replace(entry, device=(os.major(device), os.minor(device)))
 
-    def _file_entry(self, built: _Built, item: _Name) -> Entry:
+    def _file_entry(self, built: _Built, item: LiveName) -> Entry:
         reading = self._reading(item)
         if reading.found != item.live and reading.found[INODE] != item.live[INODE]:
             item.before = None  # another file by now: nothing recorded stands behind it
@@ -554,16 +577,28 @@ class _TreeReading:
             self.unstable.add(item.path)
             item.is_trusted = False
         content = reading.content
-        return replace(
-            self._with_metadata(built, item, EntryKind.FILE, reading.xattrs),
-            size=content.size,
-            content=content.content,
-            layout=content.layout,
-            tree=content.tree,
-            sparse=content.sparse,
+        metadata = self._metadata(built, item, EntryKind.FILE, reading.xattrs)
+        # In one go, by position: there is one for each file of the tree.
+        return Entry(
+            item.name,
+            EntryKind.FILE,
+            metadata.mode,
+            metadata.uid,
+            metadata.gid,
+            metadata.mtime_ns,
+            content.size,
+            content.content,
+            content.layout,
+            content.tree,
+            content.sparse,
+            b"",
+            (0, 0),
+            metadata.hardlink,
+            metadata.xattrs,
+            metadata.extensions,
         )
 
-    def _reading(self, item: _Name) -> _Reading:
+    def _reading(self, item: LiveName) -> Reading:
         """The file's content, read now unless phase two or another of its names has it."""
         reading = self._readings.pop(item.path, None)
         key = (item.device, item.live[INODE])
@@ -572,12 +607,12 @@ class _TreeReading:
         if reading is None:
             old = self._file_before(item.recorded, item.live[INODE])
             directory_fd = self._open(item.path.rpartition(b"/")[0])
-            reading = self._read_file(item.name, directory_fd, item.path, old)
+            reading = read_file(self._content, item.name, directory_fd, old)
         if item.live[NLINK] > 1 and reading.found[INODE] == item.live[INODE]:
             self._group_readings[key] = reading
         return reading
 
-    def _directory_entry(self, built: _Built, item: _Name) -> Entry | None:
+    def _directory_entry(self, built: _Built, item: LiveName) -> Entry | None:
         reason = self._scan.unopened.get(item.path)
         if reason is not None:
             item.is_trusted = False
@@ -595,41 +630,27 @@ class _TreeReading:
             return replace(entry, tree=item.recorded.tree)
         return entry
 
-    def _open_entry_directory(self, item: _Name) -> int:
+    def _open_entry_directory(self, item: LiveName) -> int:
         if item.name == b"." or item.path == self._prefix:
             return os.dup(self._root_fd)
         directory_fd = self._open(item.path.rpartition(b"/")[0])
         return os.open(item.name, DIRECTORY_FLAGS, dir_fd=directory_fd)
 
-    def _with_metadata(self, built: _Built, item: _Name, kind: EntryKind, xattrs: Xattrs) -> Entry:
-        """Entry with the live metadata, recorded values where the applied ones are untouched."""
-        live, before, recorded = item.live, item.before, item.recorded
-        xattrs = self._bounded(item.path, xattrs)
-        entry = Entry(
-            name=item.name,
-            kind=kind,
-            mode=stat.S_IMODE(live[MODE]),
-            uid=live[UID],
-            gid=live[GID],
-            mtime_ns=min(max(live[MTIME], -_INT64), _INT64 - 1),
-            hardlink=b"" if kind is EntryKind.DIRECTORY else self._group(item),
-            xattrs=xattrs,
+    def _with_metadata(
+        self, built: _Built, item: LiveName, kind: EntryKind, xattrs: Xattrs
+    ) -> Entry:
+        """Entry with nothing but its metadata."""
+        return Entry(
+            name=item.name, kind=kind, **self._metadata(built, item, kind, xattrs)._asdict()
         )
-        if item.takes_back():
-            assert before is not None and recorded is not None
-            applied = recorded.xattrs if item.applied_xattrs is None else item.applied_xattrs
-            entry = replace(
-                entry,
-                mode=_mode_taken_back(live[MODE], before[MODE], recorded.mode),
-                uid=recorded.uid if live[UID] == before[UID] else entry.uid,
-                gid=recorded.gid if live[GID] == before[GID] else entry.gid,
-                mtime_ns=recorded.mtime_ns if live[MTIME] == before[MTIME] else entry.mtime_ns,
-                xattrs=_taken_back(xattrs, applied, recorded.xattrs),
-                extensions=recorded.extensions,
-            )
-        if entry.xattrs != xattrs:
+
+    def _metadata(self, built: _Built, item: LiveName, kind: EntryKind, xattrs: Xattrs) -> Metadata:
+        xattrs = self._bounded(item.path, xattrs) if xattrs else xattrs
+        hardlink = b"" if kind is EntryKind.DIRECTORY else self._group(item)
+        metadata = metadata_of(item, xattrs, hardlink)
+        if metadata.xattrs != xattrs:
             built.applied_xattrs.append((item.name, xattrs))
-        return entry
+        return metadata
 
     def _bounded(self, path: bytes, xattrs: Xattrs) -> Xattrs:
         """The attributes that an entry may hold; a notice for those that it may not."""
@@ -639,29 +660,10 @@ class _TreeReading:
         return kept
 
 
-def _mode_taken_back(live: int, applied: int, recorded: int) -> int:
-    """The recorded mode while the applied one is untouched, else the live one with the set-id bits
-    that are recorded and were not applied: who could not see them did not take them away."""
-    if live == applied:
-        return recorded
-    return stat.S_IMODE(live) | (recorded & ~applied & (stat.S_ISUID | stat.S_ISGID))
-
-
-def _taken_back(live: Xattrs, applied: Xattrs, recorded: Xattrs) -> Xattrs:
-    """`live`, but what was recorded for each attribute that is as it was applied."""
-    if live == applied:
-        return recorded
-    now, then, kept = dict(live), dict(applied), dict(recorded)
-    result = {}
-    for name in now.keys() | kept.keys():
-        value = kept.get(name) if now.get(name) == then.get(name) else now.get(name)
-        if value is not None:
-            result[name] = value
-    return tuple(sorted(result.items()))[:XATTRS_MAX]
-
-
 class _TreeCapture(_TreeReading):
     """Writes what it reads, and the next stat cache."""
+
+    _sync = Sync.BEFORE_READING
 
     def __init__(
         self,
@@ -694,12 +696,16 @@ class _TreeCapture(_TreeReading):
         if self._prefix and self._recorded.entries(b"").keys() - {self._prefix}:
             scan.mark_dirty(0)  # subdots that an attached tree does not have are left out
         if any(scan.dirty) or cache is None:
+            self._baseline.settle()
             self._read_large_counterparts()
             self._build_directories()
+            self._content.finish()
             root = replace(self._root_entry, tree=self._trees.get(b""))
-            cache = self._cache.finish(root)
+            self._note(b"", self._base, root)
+            cache = self._cache.finish(root, self._baseline.threshold_ns)
         else:
             root = self._base
+            cache = cache.listed_since(self._baseline.threshold_ns)
         statistics.files = scan.files
         statistics.directories = scan.directories
         statistics.bytes_scanned = scan.bytes
@@ -712,6 +718,8 @@ class _TreeCapture(_TreeReading):
             sorted(self.unstable),
             sorted(self.unreadable),
             self.notices,
+            self._base,
+            None if self._trees.keys() - {b""} else self._changes,
         )
 
     def _keep(self, draft: Draft) -> None:
@@ -720,48 +728,61 @@ class _TreeCapture(_TreeReading):
     def _directory_built(
         self, draft: Draft, built: _Built, recorded: dict[bytes, Entry], remarks: Remarks
     ) -> None:
-        old_tree = self._recorded.directory(draft.path)
-        self._trees[draft.path] = self._write(built.entries, recorded, old_tree)
-        names = {entry.name for entry in built.entries}
-        next_remarks = Remarks(
-            frozenset(built.untrusted),
-            tuple((entry.name, entry.hardlink) for entry in built.entries if entry.hardlink),
-            tuple(built.applied_xattrs),
-            tuple(name for name in remarks.withheld if name in names - set(built.names)),
-        )
+        tree = self._recorded.directory(draft.path)
+        if self._compare(draft.path, built.entries, recorded):
+            bases = PageBases(self._store, tree, DIRECTORY)
+            tree = write_directory(self._writer, built.entries, bases)
+        self._trees[draft.path] = tree
         live = encode_live(built.names, built.stats)
-        self._cache.append(draft.path, live, encode_remarks(next_remarks))
+        self._cache.append(draft.path, live, encode_remarks(_next_remarks(built, remarks)))
 
-    def _write(
-        self, entries: list[Entry], recorded: dict[bytes, Entry], old_tree: ObjectId | None
-    ) -> ObjectId | None:
-        changed = len(recorded)
-        different = False
-        for entry in entries:
-            old = recorded.get(entry.name)
-            changed -= old is not None
-            if old != entry:
-                different = True
-                if entry.kind is not EntryKind.DIRECTORY:
-                    self.statistics.files_changed += 1
-        self.statistics.files_changed += changed  # removed names
-        if not different and not changed:
-            return old_tree
-        bases = PageBases(self._store, old_tree, DIRECTORY)
-        return write_directory(self._writer, entries, bases)
+    def _begin_large(self, bases: PageBases) -> None:
+        self._pages = DirectoryWriter(self._writer, bases)
+        self._cache_parts = CacheParts()
+
+    def _run_kept(self, run: Run, following: Run | None) -> bool:
+        is_followed_as_before = following is None or following.is_unchanged
+        if not self._pages.is_between_leaves or not (run.ends_by_name or is_followed_as_before):
+            return False
+        assert run.leaf is not None
+        self._pages.add_leaf(run.leaf)
+        self._cache_parts.add(run.names, run.stats, run.remarks)
+        return True
+
+    def _run_built(
+        self, draft: Draft, run: Run, built: _Built, recorded: dict[bytes, Entry]
+    ) -> None:
+        super()._run_built(draft, run, built, recorded)
+        for entry in built.entries:
+            self._pages.add(entry)
+        self._cache_parts.add(built.names, built.stats, _next_remarks(built, run.remarks))
+
+    def _large_built(self, draft: Draft) -> None:
+        self._trees[draft.path] = self._pages.finish()
+        self._cache_parts.write(self._cache, draft.path)
+
+
+def _next_remarks(built: _Built, remarks: Remarks) -> Remarks:
+    """What the next cache says of names that were built, `remarks` being what this one said."""
+    names = {entry.name for entry in built.entries}
+    return Remarks(
+        frozenset(built.untrusted),
+        tuple((entry.name, entry.hardlink) for entry in built.entries if entry.hardlink),
+        tuple(built.applied_xattrs),
+        tuple(name for name in remarks.withheld if name in names - set(built.names)),
+    )
 
 
 class _TreeStatus(_TreeReading):
     """Compares what it reads; directory pages are never built."""
 
-    _changes: list[Change]
+    _sync = Sync.NEVER
 
     def run(
         self, cache: StatCache | None, now_ns: int, *, stop_at_change: bool, renames: bool
     ) -> StatusResult:
-        self._changes = []
         self._scan_tree(cache, now_ns, stop_at_change=False)
-        for is_dirty, draft in self._scan.drafts_backward():
+        for is_dirty, draft in self._scan.drafts_backward(dirty_only=True):
             if is_dirty and draft.path not in self._scan.unopened:
                 self._build(draft)
                 if stop_at_change and self._changes:
@@ -776,25 +797,16 @@ class _TreeStatus(_TreeReading):
     def _directory_built(
         self, draft: Draft, built: _Built, recorded: dict[bytes, Entry], remarks: Remarks
     ) -> None:
-        now = {entry.name: entry for entry in built.entries}
         if draft.path == b"" and self._root_metadata:
-            self._note(compared(b"", self._base, self._root_entry))
-        for name in now.keys() | recorded.keys():
-            path = joined(draft.path, name)
-            if draft.path == b"" and self._prefix and name != self._prefix:
-                continue  # other subdots are not in an attached tree
-            old, new = recorded.get(name), now.get(name)
-            if path in self.unreadable and new is None and old is None:
-                continue
-            self._note(compared(path, old, new))
-            was_directory = old is not None and old.kind is EntryKind.DIRECTORY
-            if was_directory and (new is None or new.kind is not EntryKind.DIRECTORY):
-                assert old is not None
-                self._changes.extend(whole_tree(self._store, path, old, "-"))
+            self._note(b"", self._base, self._root_entry)
+        if draft.path == b"" and self._prefix:
+            # other subdots are not in an attached tree
+            recorded = {name: old for name, old in recorded.items() if name == self._prefix}
+        self._compare(draft.path, built.entries, recorded)
 
-    def _note(self, change: Change | None) -> None:
-        if change is not None:
-            self._changes.append(change)
+    def _large_built(self, draft: Draft) -> None:
+        if draft.path == b"" and self._root_metadata:
+            self._note(b"", self._base, self._root_entry)
 
 
 def sorted_by_path(changes: list[Change]) -> list[Change]:

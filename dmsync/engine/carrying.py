@@ -21,10 +21,10 @@ from dmsync.engine.branches import (
     start_point,
     switched,
 )
-from dmsync.engine.capture import Progress
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.merging.lifecycle import merge_roots
 from dmsync.engine.merging.state import refuse_merging
+from dmsync.engine.progress import Progress
 from dmsync.engine.store import Store
 from dmsync.errors import MergeConflict, NotFound, UsageError, WouldLose
 from dmsync.storage.catalog import DotRow

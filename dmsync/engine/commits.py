@@ -17,13 +17,15 @@ from dmsync.core.objects import (
     Commit,
     Entry,
 )
+from dmsync.core.pages import PageReader
 from dmsync.engine import switching, trees
-from dmsync.engine.capture import CaptureResult, Progress
+from dmsync.engine.capture import CaptureResult
 from dmsync.engine.commit_deltas import keep_delta
-from dmsync.engine.differences import Change, tree_differences
+from dmsync.engine.differences import Change, tree_differences, with_renames
 from dmsync.engine.file_content import ChunkWriter
 from dmsync.engine.hooks import HookCommands, hook_environment, quiesced
 from dmsync.engine.merging.state import pending_commit, refuse_merging, refuse_open_conflicts
+from dmsync.engine.progress import Progress
 from dmsync.engine.signatures import SigningKey, sign
 from dmsync.engine.store import Store
 from dmsync.errors import NothingToDo, UsageError, WouldLose
@@ -111,13 +113,15 @@ def commit(
             if not request.accept_moved_tree:
                 expected = before if merge is None else pending_commit(store, dot.dot, merge).root
                 trees.refuse_emptied(writer, expected, result.root)
-            changes = tree_differences(writer, store.root(dot.dot, compared), result.root)
+            changes = _changes_from(writer, store.root(dot.dot, compared), result)
             if request.dry_run:
                 return _summary(None, parents, branch, changes, result, 0, facts, started)
             value = _commit_value(store, dot, request, metadata, tip, parents, result.root, changes)
             new = writer.put(Kind.COMMIT, value.to_bytes())
             # before anything is kept: without its signature the commit is not wanted
             signature = sign(request.signing, Kind.COMMIT, new) if request.signing else None
+            if progress is not None:
+                progress.phase("syncing")
             writer.seal()
             stored = writer.bytes_written
         with store.transaction("commit") as tx:
@@ -136,6 +140,13 @@ def commit(
         if parents and compared == parents[0]:
             keep_delta(store, dot.dot, new, changes)
     return _summary(new, parents, branch, changes, result, stored, facts, started)
+
+
+def _changes_from(writer: PageReader, before: Entry, result: CaptureResult) -> list[Change]:
+    """What the captured tree changes against `before`, sorted by path."""
+    if result.base == before and result.changes is not None:
+        return with_renames(result.changes)
+    return tree_differences(writer, before, result.root)
 
 
 def _concluding(

@@ -23,6 +23,7 @@ from dmsync.engine.file_versions import (
     RecordedState,
     State,
 )
+from dmsync.engine.progress import Progress
 from dmsync.engine.revision_lookup import head_commit, resolve_range, resolve_revision
 from dmsync.engine.store import Store
 from dmsync.engine.trees import TreePlace
@@ -112,6 +113,7 @@ def compare(
     paths: Sequence[bytes] = (),
     measured: bool = False,
     find_copies: bool = False,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Compare two revisions, or one (HEAD when none is given) with the working tree.
 
@@ -128,7 +130,7 @@ def compare(
     old_root = store.root(dot.dot, old)
     place = trees.place_of(store, dot.dot, store.catalog.head(dot.dot)) if is_live else None
     if place is not None:
-        found = _with_live_tree(store, dot, place, old_root, measured=measured)
+        found = _with_live_tree(store, dot, place, old_root, progress, measured=measured)
     elif is_live and revisions:
         raise CaptureFailed(f"branch {store.catalog.head(dot.dot)} has no working tree")
     else:
@@ -166,13 +168,19 @@ def _ends(
 
 
 def _with_live_tree(
-    store: Store, dot: DotRow, place: TreePlace, old_root: Entry, *, measured: bool
+    store: Store,
+    dot: DotRow,
+    place: TreePlace,
+    old_root: Entry,
+    progress: Progress | None,
+    *,
+    measured: bool,
 ) -> tuple[PageReader, State, list[Change]]:
     trees.check_place(store, dot.dot, place, accept_moved=False)
     if not measured:
-        changes = trees.tree_changes(store, dot.dot, place, old_root)
+        changes = trees.tree_changes(store, dot.dot, place, old_root, progress)
         return store.objects(dot.dot), LiveState(place), changes
-    reader, root = trees.live_root(store, dot.dot, place)
+    reader, root = trees.live_root(store, dot.dot, place, progress)
     return reader, LiveState(place), tree_differences(reader, old_root, root)
 
 

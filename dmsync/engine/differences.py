@@ -1,14 +1,14 @@
 """What differs between two trees, by path: added, removed, changed, renamed, copied."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from dmsync.core.objects import Entry, EntryKind
 from dmsync.core.pages import DIRECTORY, PageReader, differing_items, walk_tree
+from dmsync.core.values import value_type
 from dmsync.errors import ContentAbsent
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Change:
     """One path that differs. `kind` is `+`, `-`, `*`, `R` (renamed from `old_path`) or `C` (copied
     from `old_path`; only `with_copies` makes those).

@@ -1,4 +1,4 @@
-"""How many bytes of two files differ, as far as their manifests tell: whole chunks, nothing read.
+"""Where and in how many bytes two files differ, by their manifests: whole chunks, nothing read.
 
 A file cut at fixed places is compared place by place, passing over equal pages; one whose cuts
 follow its content by the chunks that only one side has.
@@ -79,6 +79,37 @@ def _by_place(reader: PageReader, old: Entry, new: Entry) -> int:
             was.skip(length)
             now.skip(length)
     return differing + was.rest() + now.rest()
+
+
+def differing_spans(reader: PageReader, old: Entry, new: Entry) -> Iterator[tuple[int, Span]]:
+    """(offset, span) of the spans of `new` whose bytes `old` does not have at the same place, as
+    far as chunks tell, in order. Pages that both have are passed over.
+
+    Raises:
+        ObjectMissing, BadObject: a manifest cannot be read.
+    """
+    was, now = _Cursor(reader, old), _Cursor(reader, new)
+    differs = False
+    while now.item is not None:
+        if isinstance(was.item, Child) and was.item == now.item and was.is_whole and now.is_whole:
+            was.skip(was.item.weight)
+            now.skip(now.item.weight)
+        elif isinstance(was.item, Child) and was.left >= now.left:
+            was.descend()
+        elif isinstance(now.item, Child):
+            now.descend()
+        elif isinstance(was.item, Child):
+            was.descend()
+        else:
+            length = now.left if was.item is None else min(was.left, now.left)
+            differs = differs or was.item is None or was.chunk_here != now.chunk_here
+            if length == now.left:
+                if differs:
+                    yield new.size - now.rest() - (now.item.length - length), now.item
+                differs = False
+            if was.item is not None:
+                was.skip(length)
+            now.skip(length)
 
 
 class _Cursor:

@@ -1,8 +1,6 @@
 """Dots: make, choose, list, show, locate, rename, delete."""
 
 import os
-import secrets
-import shutil
 from dataclasses import dataclass
 
 from dmsync.core.events import (
@@ -23,7 +21,7 @@ from dmsync.core.names import DotName, check_dot_name, parse_dot_name
 from dmsync.core.pages import directory_entries
 from dmsync.engine import switching, trees
 from dmsync.engine.branches import BranchSummary, commit_count, list_branches
-from dmsync.engine.capture import Progress
+from dmsync.engine.progress import Progress
 from dmsync.engine.store import Store
 from dmsync.errors import (
     AlreadyExists,
@@ -145,7 +143,7 @@ def init_dot(store: Store, name: str, *, at: str | None, as_root: bool) -> DotRo
     namespace = expression.namespace or store.settings.namespace
     check_dot_name(expression.dot)
     finish_deletions(store)
-    dot = DotId(secrets.token_bytes(DOT_ID_BYTES))
+    dot = DotId(os.urandom(DOT_ID_BYTES))
     attached = None if at is None else _attachable(store, dot, at, as_root)
     store.layout.make_dot_dirs(dot)
     with store.transaction("init") as tx:
@@ -450,7 +448,7 @@ def delete_dot(store: Store, name: str) -> DotRow:
 
 def new_trash(dot: DotId) -> str:
     """A new name for a deleted dot's directory in the trash."""
-    return f"{dot.hex()}-{secrets.token_hex(4)}"
+    return f"{dot.hex()}-{os.urandom(4).hex()}"
 
 
 def finish_deletions(store: Store) -> None:
@@ -499,7 +497,9 @@ def _remove_skeleton(store: Store, dot: DotId) -> None:
     for directory in (store.layout.packs_dir(dot), store.layout.trees_dir(dot)):
         if os.path.isdir(directory) and os.listdir(directory):
             raise AlreadyExists(f"{target} holds data already", dot=dot.hex())
-    shutil.rmtree(target)
+    from shutil import rmtree  # slow to import, and rarely needed
+
+    rmtree(target)
 
 
 def _take_back_trees(store: Store, dot: DotId, trash: str) -> None:

@@ -14,7 +14,8 @@ from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind
 from dmsync.core.pages import find_path, walk_tree
 from dmsync.core.revisions import Revision, split_path
-from dmsync.engine.restore import Progress, restore_tree
+from dmsync.engine.progress import Progress
+from dmsync.engine.restore import restore_tree
 from dmsync.engine.revision_lookup import commit_named
 from dmsync.engine.safe_files import shown, temporary_name
 from dmsync.engine.store import Store
@@ -190,6 +191,7 @@ def _export_directory(
     path: bytes,
     progress: Progress | None,
 ) -> ExportSummary:
+    is_new = not os.path.isdir(request.destination)
     with _directory(request.destination) as building:
         result = restore_tree(
             tree_path=building,
@@ -201,6 +203,7 @@ def _export_directory(
             now_ns=store.clock()[0],
             trusted=request.trusted,
             root_metadata=replace(root, tree=None) != ROOT_ENTRY,
+            unseen=is_new,
             progress=progress,
         )
     return ExportSummary(
@@ -246,8 +249,11 @@ def _write_archive(
     progress: Progress | None,
 ) -> TarStream:
     users, groups = dict(commit.user_names), dict(commit.group_names)
-    tar = TarStream(store.objects(dot), write, users, groups, progress)
+    objects = store.objects(dot)
+    tar = TarStream(objects, write, users, groups, progress)
     if entry.kind is EntryKind.DIRECTORY:
+        if progress is not None:
+            progress.phase("writing", sizes=(below.size for _, below in walk_tree(objects, entry)))
         if replace(entry, tree=None) != ROOT_ENTRY:
             tar.add(b".", entry)
         tar.add_tree(entry)

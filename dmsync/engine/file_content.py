@@ -1,14 +1,21 @@
 """Reads one open file into chunks and manifest pages, and gives its content identity.
 
 Holes are never read, zero runs are never stored, and a chunk that equals the old file's chunk at
-the same place is not offered to the writer at all.
+the same place is not offered to the writer at all. Files longer than one block are read, hashed and
+put into their stored form by several threads, block by block; small ones are read at once, and the
+chunks of many of them are put into their stored form together. Results are taken in order, so what
+is stored does not depend on the threads.
 """
 
-import errno
 import os
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from types import TracebackType
+from typing import Final, NamedTuple, Protocol, Self
+
+from blake3 import blake3
 
 from dmsync.core.chunking import (
     FIXED_CHUNK_BYTES,
@@ -30,16 +37,36 @@ from dmsync.core.pages import (
     file_spans,
     write_manifest,
 )
+from dmsync.engine.file_blocks import (
+    READ_BYTES,
+    OldSpans,
+    Region,
+    buffers,
+    data_extents,
+    read_exactly,
+    read_into,
+    regions,
+    without_short_holes,
+)
+from dmsync.engine.ordered_jobs import OrderedJobs
+from dmsync.engine.progress import SILENT, Progress
 from dmsync.errors import BadObject
+from dmsync.storage.pack_writer import NewChunk, PreparedChunk
+from dmsync.storage.stages import stage
 
 assert FIXED_CHUNK_BYTES == SEGMENT_BYTES, "a chunk's id is its segment's hash"
-READ_BYTES: Final = 16 * FIXED_CHUNK_BYTES
 SPANS_PER_STEP: Final = 256
 """Spans that checking a file takes in one step: at most so many chunks are read in it."""
-_CDC_HOLE_BYTES_MIN: Final = 1024 * 1024
-"""Holes of content-defined files shorter than this are read as zeros."""
+BLOCKS_AHEAD: Final = 6
+"""Blocks read beyond the one whose turn it is: work for three threads while one block is late."""
+BATCH_BYTES: Final = 2 * 1024 * 1024
+"""Chunks of small files that are put into their stored form together."""
+_BATCH_CHUNKS_MAX: Final = 4096
+BATCHES_AHEAD: Final = 4
+_IDS_REMEMBERED: Final = 65_536
 SPARSE_BYTES_MAX: Final = 1 << 46
 """Apparent size up to which a file with holes is hashed: 64 TiB take a minute, 8 EiB never end."""
+_ZEROS: Final = bytes(FIXED_CHUNK_BYTES)
 
 
 class ChunkReader(PageReader, Protocol):
@@ -49,23 +76,20 @@ class ChunkReader(PageReader, Protocol):
 
 
 class ChunkWriter(PageWriter, Protocol):
-    def put(
-        self, kind: Kind, data: bytes, *, base: ObjectId | None = None, similar: bool = False
-    ) -> ObjectId:
-        """Store an object (a no-op when it is there) and return its id."""
+    def prepare(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
+        """The form each chunk will be stored in, without those that are stored; any thread."""
         ...
 
-
-class FileMoved(Exception):
-    """The file became shorter while it was read."""
+    def put_prepared(self, chunks: Sequence[PreparedChunk]) -> None:
+        """Store prepared chunks; one thread. Raises StorageFull, StorageFailed."""
+        ...
 
 
 class TooLarge(Exception):
     """A file with holes whose apparent size cannot be hashed in finite time."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileContent:
+class FileContent(NamedTuple):
     """What Entry says of a file's bytes. `tree` is None without a writer."""
 
     size: int
@@ -75,106 +99,97 @@ class FileContent:
     sparse: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A run of a file: aligned data to read, or a hole to pass over."""
+class _Block(NamedTuple):
+    """A run of aligned chunks to read; `before` are the old file's chunks at their places."""
 
+    fd: int
     offset: int
     length: int
-    is_hole: bool
+    before: Sequence[ObjectId | None]
+    offered: set[ObjectId]
 
 
-def data_extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of the file's data, by SEEK_DATA and SEEK_HOLE; nothing for a single hole."""
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:  # only a hole is left
-                return
-            yield position, size  # the filesystem does not tell
-            return
-        if start >= size:
-            return
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        yield start, max(end, start + 1)
-        position = max(end, start + 1)
+class _Cut(NamedTuple):
+    """Bytes and the lengths of the chunks they are cut into."""
+
+    data: bytes
+    lengths: Sequence[int]
+    offered: set[ObjectId]
 
 
-def regions(extents: Iterator[tuple[int, int]], size: int, alignment: int) -> Iterator[Region]:
-    """Cover 0..size: holes cut down, data grown, to multiples of `alignment`."""
-    done = 0
-    for start, end in extents:
-        start = start // alignment * alignment
-        end = min(-(-end // alignment) * alignment, size)
-        if end <= done:
-            continue
-        start = max(start, done)
-        if start > done:
-            yield Region(done, start - done, is_hole=True)
-        yield Region(start, end - start, is_hole=False)
-        done = end
-    if done < size:
-        yield Region(done, size - done, is_hole=True)
+class _Done(NamedTuple):
+    """What became of a block: its spans, the new chunks among them, bytes unlike the old file's."""
 
-
-def buffers(fd: int, offset: int, length: int, block_bytes: int) -> Iterator[memoryview]:
-    """The file's bytes in views of up to `block_bytes`, valid until the next one.
-
-    Raises:
-        FileMoved: the file ends before `offset + length`.
-    """
-    block = memoryview(bytearray(min(block_bytes, length)))
-    while length > 0:
-        wanted = min(len(block), length)
-        filled = 0
-        while filled < wanted:
-            got = os.preadv(fd, [block[filled:wanted]], offset + filled)
-            if got == 0:
-                raise FileMoved
-            filled += got
-        yield block[:wanted]
-        offset += wanted
-        length -= wanted
-
-
-class OldSpans:
-    """The spans of an old file, asked for at growing offsets."""
-
-    def __init__(self, reader: PageReader, entry: Entry | None) -> None:
-        usable = entry is not None and entry.layout in (Layout.FIXED, Layout.SINGLE, Layout.ZERO)
-        self._spans: Iterator[Span] = (
-            file_spans(reader, entry) if usable and entry is not None else iter(())
-        )
-        self._offset = 0
-        self._span: Span | None = next(self._spans, None)
-
-    def at(self, offset: int) -> ObjectId | None:
-        """The chunk that begins at `offset`, ZERO_RUN inside a zero run, or None."""
-        while self._span is not None and self._offset + self._span.length <= offset:
-            self._offset += self._span.length
-            self._span = next(self._spans, None)
-        if self._span is None:
-            return None
-        if self._span.chunk == ZERO_RUN or self._offset == offset:
-            return self._span.chunk
-        return None
+    spans: list[Span]
+    prepared: list[PreparedChunk]
+    bytes_differing: int
 
 
 class ContentReader:
     """Reads files into `writer`, or only hashes them when that is None.
 
-    `incremental` says that an older state exists, so that new chunks look for similar pages.
+    `incremental` says that an older state exists, so that new chunks look for similar pages. What
+    was read is with the writer once `finish` has returned. Context manager: it finishes unless
+    there was an error; either way nothing is left running.
     """
 
-    def __init__(self, store: PageReader, writer: ChunkWriter | None, *, incremental: bool) -> None:
+    def __init__(
+        self,
+        store: PageReader,
+        writer: ChunkWriter | None,
+        *,
+        incremental: bool,
+        threads: int | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
         self._store = store
         self._writer = writer
         self._incremental = incremental
+        self._jobs = OrderedJobs(threads)
+        self._batch: list[NewChunk] = []
+        self._batch_bytes = 0
+        self._batches: deque[Future[list[PreparedChunk]]] = deque()
+        self._offered: set[ObjectId] = set()
+        """Chunks that the writer has or will get: they are not prepared again."""
+        self._idle_buffers: list[bytearray] = []
+        self._progress = progress
+        self._files_passed = 0
+        self._bytes_passed = 0
+        """Of the files read so far and the one being read, holes included."""
         self.bytes_hashed = 0
         self.bytes_differing = 0
         """Bytes of chunks that the old file does not have at the same place."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            self.close()
+
+    def finish(self) -> None:
+        """Give the writer what still waits. Raises StorageFull, StorageFailed."""
+        if self._writer is None:
+            return
+        while self._batches:
+            self._writer.put_prepared(self._batches.popleft().result())
+        if self._batch:
+            batch, self._batch, self._batch_bytes = self._batch, [], 0
+            self._writer.put_prepared(self._writer.prepare(batch, similar=self._incremental))
+
+    def close(self) -> None:
+        """Stop threads; what still waits is dropped."""
+        self._batches.clear()
+        self._batch.clear()
+        self._jobs.close()
 
     def read(self, fd: int, found: os.stat_result, old: Entry | None) -> FileContent:
         """Read the regular file `fd` of `found.st_size` bytes, `old` being what it replaces.
@@ -183,26 +198,57 @@ class ContentReader:
             FileMoved: it became shorter. TooLarge: its holes cannot be hashed. OSError: a read
             failed.
         """
+        end = self._bytes_passed + found.st_size
+        content = self._read(fd, found, old)
+        self._bytes_passed = end
+        self._files_passed += 1
+        self._progress.reached(end, self._files_passed)
+        return content
+
+    def _read(self, fd: int, found: os.stat_result, old: Entry | None) -> FileContent:
         size = found.st_size
         if size == 0:
             return FileContent(0, b"", Layout.EMPTY, None, sparse=False)
         extents = [(0, size)]
         if found.st_blocks * 512 < size:
             extents = list(data_extents(fd, size))
+        elif size <= FIXED_CHUNK_BYTES:
+            return self._read_single(fd, size, old)
         sparse = extents != [(0, size)]
         if not extents:
             self._count_zeros(size, old)
             return FileContent(size, b"", Layout.ZERO, None, sparse=True)
         if size > SPARSE_BYTES_MAX and sparse:
             raise TooLarge
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        if size > READ_BYTES:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         layout = choose_layout(size, previous=old.layout if old is not None else None)
         hasher = FileHasher()
         if layout is Layout.CDC:
             spans = self._shifting_spans(fd, size, extents, hasher)
         else:
             spans = self._aligned_spans(fd, size, extents, hasher, old)
-        return self._finish(_maximal(spans), size, layout, sparse, hasher, old)
+        with closing(spans):  # nobody reads the file any more when its descriptor is closed
+            return self._finish(_maximal(spans), size, layout, sparse, hasher, old)
+
+    def _read_single(self, fd: int, size: int, old: Entry | None) -> FileContent:
+        """A file of one chunk without holes: nearly every file of most trees."""
+        data = read_exactly(fd, 0, size)
+        self.bytes_hashed += size
+        before: bytes | None = None
+        if old is not None:
+            is_single = old.layout is Layout.SINGLE
+            before = old.content if is_single else OldSpans(self._store, old).at(0)
+        if not data[0] and is_zero(data):
+            if before != ZERO_RUN:
+                self.bytes_differing += size
+            return FileContent(size, b"", Layout.ZERO, None, sparse=False)
+        chunk = ObjectId(blake3(data).digest())
+        if chunk != before:
+            self.bytes_differing += size
+            base = None if before is None or before == ZERO_RUN else ObjectId(before)
+            self._offer(NewChunk(chunk, data, base))
+        return FileContent(size, chunk, Layout.SINGLE, None, sparse=False)
 
     def _count_zeros(self, size: int, old: Entry | None) -> None:
         if old is None or old.layout is not Layout.ZERO or old.size != size:
@@ -233,6 +279,48 @@ class ContentReader:
             tree = write_manifest(self._writer, _chained(first, spans), layout, bases)
         return FileContent(size, hasher.content(), layout, tree, sparse)
 
+    # --- new chunks ------------------------------------------------------------------------------
+
+    def _offer(self, chunk: NewChunk) -> None:
+        """Let the writer have a chunk, by and by, together with others."""
+        if self._writer is None or chunk.id in self._offered:
+            return
+        self._note_offered(chunk.id)
+        self._batch.append(chunk)
+        self._batch_bytes += len(chunk.data)
+        if self._batch_bytes < BATCH_BYTES and len(self._batch) < _BATCH_CHUNKS_MAX:
+            return
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        prepare = self._writer.prepare
+        self._batches.append(self._jobs.start(prepare, batch, similar=self._incremental))
+        # By their number, not by which are done: the order in the pack is always the same.
+        if len(self._batches) > BATCHES_AHEAD:
+            self._writer.put_prepared(self._batches.popleft().result())
+
+    def _note_offered(self, chunk: ObjectId) -> None:
+        if len(self._offered) >= _IDS_REMEMBERED:
+            self._offered = set()  # jobs go on with the one they were given
+        self._offered.add(chunk)
+
+    def _take(self, done: _Done) -> list[Span]:
+        self.bytes_differing += done.bytes_differing
+        self._bytes_passed += sum(span.length for span in done.spans)
+        self._progress.reached(self._bytes_passed, self._files_passed)
+        if self._writer is not None and done.prepared:
+            self._writer.put_prepared(done.prepared)
+            for chunk in done.prepared:
+                self._note_offered(chunk.id)
+        return done.spans
+
+    def _prepare(self, chunks: list[NewChunk], offered: set[ObjectId]) -> list[PreparedChunk]:
+        """On any thread. Skips what is in `offered`: the writer surely gets it."""
+        new = [chunk for chunk in chunks if chunk.id not in offered]
+        if self._writer is None or not new:
+            return []
+        return self._writer.prepare(new, similar=self._incremental)
+
+    # --- aligned chunks --------------------------------------------------------------------------
+
     def _aligned_spans(
         self,
         fd: int,
@@ -240,77 +328,159 @@ class ContentReader:
         extents: list[tuple[int, int]],
         hasher: FileHasher,
         old: Entry | None,
-    ) -> Iterator[Span]:
+    ) -> Generator[Span, None, None]:
         before = OldSpans(self._store, old)
         for region in regions(iter(extents), size, FIXED_CHUNK_BYTES):
             if region.is_hole:
                 hasher.add_zeros(region.length)
                 yield Span(region.length, ZERO_RUN)
                 continue
-            offset = region.offset
-            for block in buffers(fd, offset, region.length, READ_BYTES):
-                for start in range(0, len(block), FIXED_CHUNK_BYTES):
-                    data = block[start : start + FIXED_CHUNK_BYTES]
-                    chunk = self._chunk(data, before.at(offset), hasher)
-                    yield Span(len(data), chunk)
-                    offset += len(data)
+            self.bytes_hashed += region.length
+            blocks = self._blocks(fd, region, before)
+            if region.length <= READ_BYTES:
+                spans = self._read_here(next(blocks))
+                _hash_spans(hasher, spans)
+                yield from spans
+                continue
+            with closing(self._jobs.map(self._read_block, blocks, ahead=BLOCKS_AHEAD)) as results:
+                for done in results:
+                    spans = self._take(done)
+                    _hash_spans(hasher, spans)
+                    yield from spans
 
-    def _chunk(
-        self, data: memoryview, before: ObjectId | None, hasher: FileHasher | None
-    ) -> ObjectId:
-        """Id of one chunk, stored when it is neither zeros nor what was there before."""
-        self.bytes_hashed += len(data)
-        if is_zero(data):
-            if hasher:
-                hasher.add_zeros(len(data))
-            if before != ZERO_RUN:
-                self.bytes_differing += len(data)
-            return ZERO_RUN
-        chunk = object_id(Kind.CHUNK, data)
-        if hasher:
-            hasher.add_segment_hash(chunk, len(data))
-        if chunk == before:
-            return chunk
-        self.bytes_differing += len(data)
-        if self._writer is not None:
-            base = None if before == ZERO_RUN else before
-            self._writer.put(Kind.CHUNK, bytes(data), base=base, similar=self._incremental)
-        return chunk
+    def _blocks(self, fd: int, region: Region, before: OldSpans) -> Iterator[_Block]:
+        end = region.offset + region.length
+        for start in range(region.offset, end, READ_BYTES):
+            length = min(READ_BYTES, end - start)
+            old = [before.at(start + done) for done in range(0, length, FIXED_CHUNK_BYTES)]
+            yield _Block(fd, start, length, old, self._offered)
+
+    def _read_here(self, block: _Block) -> list[Span]:
+        with stage("hash"):
+            data = read_exactly(block.fd, block.offset, block.length)
+            spans = _aligned(data, block.length)
+        start = 0
+        for span, before in zip(spans, block.before, strict=True):
+            if span.chunk != before:
+                self.bytes_differing += span.length
+                if span.chunk != ZERO_RUN:
+                    base = None if before == ZERO_RUN else before
+                    self._offer(NewChunk(span.chunk, data[start : start + span.length], base))
+            start += span.length
+        return spans
+
+    def _read_block(self, block: _Block) -> _Done:
+        """On any thread: read, hash, compare, and put what is new into its stored form."""
+        try:
+            buffer = self._idle_buffers.pop()
+        except IndexError:
+            buffer = bytearray(READ_BYTES)
+        view = memoryview(buffer)
+        with stage("read"):
+            read_into(block.fd, block.offset, view[: block.length])
+        with stage("hash"):
+            spans = _aligned(buffer, block.length)
+        new = []
+        differing = start = 0
+        for span, before in zip(spans, block.before, strict=True):
+            if span.chunk != before:
+                differing += span.length
+                if span.chunk != ZERO_RUN:
+                    base = None if before == ZERO_RUN else before
+                    new.append(NewChunk(span.chunk, view[start : start + span.length], base))
+            start += span.length
+        done = _Done(spans, self._prepare(new, block.offered), differing)
+        self._idle_buffers.append(buffer)
+        return done
+
+    # --- content-defined chunks ------------------------------------------------------------------
 
     def _shifting_spans(
         self, fd: int, size: int, extents: list[tuple[int, int]], hasher: FileHasher
-    ) -> Iterator[Span]:
-        large_holes = _without_short_holes(extents, size)
+    ) -> Generator[Span, None, None]:
+        large_holes = without_short_holes(extents, size)
         for region in regions(iter(large_holes), size, FIXED_CHUNK_BYTES):
             if region.is_hole:
                 hasher.add_zeros(region.length)
                 yield Span(region.length, ZERO_RUN)
                 continue
-            rest = b""
-            left = region.length
-            for block in buffers(fd, region.offset, region.length, READ_BYTES):
-                hasher.update(block)
-                left -= len(block)
-                waiting = memoryview(rest + block if rest else bytes(block))
-                start = 0
-                for length in cdc_cuts(waiting, final=left == 0):
-                    data = waiting[start : start + length]
-                    yield Span(length, self._chunk(data, None, None))
-                    start += length
-                rest = bytes(waiting[start:])
+            self.bytes_hashed += region.length
+            if region.length <= READ_BYTES:
+                yield from self._cut_here(read_exactly(fd, region.offset, region.length), hasher)
+                continue
+            cuts = self._cuts(fd, region, hasher)
+            with closing(self._jobs.map(self._read_cut, cuts, ahead=BLOCKS_AHEAD)) as results:
+                for done in results:
+                    yield from self._take(done)
+
+    def _cuts(self, fd: int, region: Region, hasher: FileHasher) -> Iterator[_Cut]:
+        """The region's bytes, hashed as part of the file, in runs of whole chunks."""
+        rest = b""
+        left = region.length
+        for block in buffers(fd, region.offset, region.length, READ_BYTES):
+            hasher.update(block)
+            left -= len(block)
+            waiting = b"".join((rest, block))
+            lengths = cdc_cuts(waiting, final=left == 0)
+            if lengths:
+                yield _Cut(waiting, lengths, self._offered)
+            rest = waiting[sum(lengths) :]
+
+    def _cut_here(self, data: bytes, hasher: FileHasher) -> Iterator[Span]:
+        with stage("hash"):
+            hasher.update(data)
+            lengths = cdc_cuts(data, final=True)
+        start = 0
+        for length in lengths:
+            part = data[start : start + length]
+            start += length
+            self.bytes_differing += length
+            if is_zero(part):
+                yield Span(length, ZERO_RUN)
+            else:
+                chunk = object_id(Kind.CHUNK, part)
+                self._offer(NewChunk(chunk, part, None))
+                yield Span(length, chunk)
+
+    def _read_cut(self, cut: _Cut) -> _Done:
+        """On any thread."""
+        view = memoryview(cut.data)
+        spans = []
+        new = []
+        start = 0
+        with stage("hash"):
+            for length in cut.lengths:
+                part = view[start : start + length]
+                start += length
+                if is_zero(part):
+                    spans.append(Span(length, ZERO_RUN))
+                else:
+                    chunk = object_id(Kind.CHUNK, part)
+                    new.append(NewChunk(chunk, part, None))
+                    spans.append(Span(length, chunk))
+        return _Done(spans, self._prepare(new, cut.offered), start)
 
 
-def _without_short_holes(extents: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
-    """Extents with the holes between them that are not worth a cut filled in."""
-    joined: list[tuple[int, int]] = []
-    for start, end in extents:
-        above = joined[-1][1] if joined else 0
-        if start - above < _CDC_HOLE_BYTES_MIN:
-            start = joined.pop()[0] if joined else 0
-        joined.append((start, end))
-    if joined and size - joined[-1][1] < _CDC_HOLE_BYTES_MIN:
-        joined[-1] = (joined[-1][0], size)
-    return joined
+def _aligned(data: bytes | bytearray, length: int) -> list[Span]:
+    """Spans of the aligned chunks in the first `length` bytes."""
+    view = memoryview(data)
+    spans = []
+    for start in range(0, length, FIXED_CHUNK_BYTES):
+        size = min(FIXED_CHUNK_BYTES, length - start)
+        # Compares in place: a comparison of views goes byte by byte.
+        if data.startswith(_ZEROS if size == FIXED_CHUNK_BYTES else _ZEROS[:size], start):
+            spans.append(Span(size, ZERO_RUN))
+        else:
+            spans.append(Span(size, ObjectId(blake3(view[start : start + size]).digest())))
+    return spans
+
+
+def _hash_spans(hasher: FileHasher, spans: Sequence[Span]) -> None:
+    for span in spans:
+        if span.chunk == ZERO_RUN:
+            hasher.add_zeros(span.length)
+        else:
+            hasher.add_segment_hash(span.chunk, span.length)
 
 
 def _maximal(spans: Iterator[Span]) -> Iterator[Span]:

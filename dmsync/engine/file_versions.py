@@ -15,7 +15,8 @@ from dmsync.core.chunking import FileHasher
 from dmsync.core.ids import Kind, ObjectId
 from dmsync.core.objects import Entry, EntryKind, Layout
 from dmsync.core.pages import ZERO_RUN, file_spans, find_path
-from dmsync.engine.file_content import ChunkReader, FileMoved, buffers
+from dmsync.engine.file_blocks import FileMoved, buffers
+from dmsync.engine.file_content import ChunkReader
 from dmsync.engine.materialise import copy_open_file, has_moved, write_content
 from dmsync.engine.safe_files import (
     GONE,

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import accumulate
 
 from dmsync.core.graph import ancestors_difference
 from dmsync.core.ids import Kind, ObjectId, object_id
@@ -17,6 +17,7 @@ from dmsync.core.objects import Layout as FileLayout
 from dmsync.core.pages import DIRECTORY, MANIFEST, ZERO_RUN, Page, Span, read_page
 from dmsync.engine.file_content import check_content
 from dmsync.engine.materialise import private_directory
+from dmsync.engine.progress import SILENT, Progress
 from dmsync.engine.store import Store
 from dmsync.errors import (
     BadObject,
@@ -31,19 +32,12 @@ from dmsync.storage.catalog import Catalog, DotRow, RefRow
 from dmsync.storage.durable import storage_errors
 from dmsync.storage.event_log import EventLog
 from dmsync.storage.object_store import ObjectStore
+from dmsync.storage.stages import stage
 
 DAMAGE_NAMED_MAX = 64
 """Damaged objects told apart below one page; with more, only the first ones name their commits."""
 COMPARISONS_MAX = 3
 """Times the fold is repeated when somebody appends to the log meanwhile."""
-
-
-class FsckProgress(Protocol):
-    """Told how a check goes on."""
-
-    def phase(self, name: str) -> None: ...
-
-    def advance(self, size: int = 0, items: int = 0) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -74,20 +68,12 @@ class FsckReport:
     bytes_checked: int = 0
 
 
-class _Silent:
-    def phase(self, name: str) -> None:
-        return None
-
-    def advance(self, size: int = 0, items: int = 0) -> None:
-        return None
-
-
 def fsck(
     store: Store,
     dots: Iterable[DotRow] | None = None,
     *,
     full: bool,
-    progress: FsckProgress | None = None,
+    progress: Progress = SILENT,
 ) -> FsckReport:
     """Check the store, or only some dots of it. `full` also decodes and hashes every record, and
     computes each file's content id again.
@@ -96,23 +82,24 @@ def fsck(
     added meanwhile is complete when it can be seen.
     """
     report = FsckReport(full)
-    watching = progress or _Silent()
     if dots is None:
-        _check_store(store, report, watching)
+        _check_store(store, report, progress)
     for dot in store.catalog.dots() if dots is None else dots:
-        watching.phase(f"checking {dot.name}")
-        _check_packs(store, dot, report, watching)
-        _check_closure(store, dot, report, watching)
+        with stage("verify"):
+            _check_packs(store, dot, report, progress)
+            _check_closure(store, dot, report, progress)
         _check_tree(store, dot, report)
     return report
 
 
-def _check_store(store: Store, report: FsckReport, progress: FsckProgress) -> None:
-    progress.phase("checking the event log")
+def _check_store(store: Store, report: FsckReport, progress: Progress) -> None:
+    progress.phase("reading the event log")
     _record(report, "", "format", lambda: store.layout.read_format())
-    _record(report, "", "events", lambda: _verify_log(store, report))
-    progress.phase("folding the event log anew")
-    _record(report, "", "catalog.sqlite", lambda: _compare_projection(store, report))
+    with stage("verify"):
+        _record(report, "", "events", lambda: _verify_log(store, report))
+    progress.phase("folding the event log")
+    with stage("catalog"):
+        _record(report, "", "catalog.sqlite", lambda: _compare_projection(store, report))
     known = {dot.dot.hex() for dot in store.catalog.dots(include_deleted=True)}
     try:
         found = sorted(os.listdir(store.layout.dots_dir))
@@ -198,14 +185,23 @@ def _fold_in(directory: str, store: Store) -> tuple[int, dict[str, str]]:
 # --- packs -----------------------------------------------------
 
 
-def _check_packs(store: Store, dot: DotRow, report: FsckReport, progress: FsckProgress) -> None:
+def _check_packs(store: Store, dot: DotRow, report: FsckReport, progress: Progress) -> None:
     objects = store.objects(dot.dot)
-    for pack in objects.packs():
-        report.packs += 1
-        report.records += pack.records
-        report.bytes_checked += pack.bytes
-        progress.advance(pack.bytes if report.full else 0)
-    for problem in objects.check(full=report.full):
+    packs = objects.packs()
+    bytes_total = sum(pack.bytes for pack in packs)
+    report.packs += len(packs)
+    report.records += sum(pack.records for pack in packs)
+    report.bytes_checked += bytes_total
+    progress.phase(
+        f"checking packs of {dot.name}", bytes_total=bytes_total if report.full else None
+    )
+    sizes = {pack.name: pack.bytes for pack in sorted(packs, key=lambda pack: pack.name)}
+    before = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+
+    def checked(pack: str, done: int) -> None:
+        progress.reached(before.get(pack, 0) + done if report.full else 0)
+
+    for problem in objects.check(full=report.full, checked=checked):
         where = problem.pack if problem.offset is None else f"{problem.pack} at {problem.offset}"
         report.problems.append(Problem(dot.name, where, problem.message))
 
@@ -213,10 +209,11 @@ def _check_packs(store: Store, dot: DotRow, report: FsckReport, progress: FsckPr
 # --- closures -----------------------------------------------------
 
 
-def _check_closure(store: Store, dot: DotRow, report: FsckReport, progress: FsckProgress) -> None:
+def _check_closure(store: Store, dot: DotRow, report: FsckReport, progress: Progress) -> None:
     """Every commit that a ref or a stored working state names, with all it holds; of hollow ones
     the record, and of all only the subdots that are kept here."""
     subdots = store.catalog.scope(dot.dot)
+    progress.phase(f"walking trees of {dot.name}")
     closure = _Closure(
         store.objects(dot.dot),
         full=report.full,
@@ -300,7 +297,7 @@ class _Closure:
         objects: ObjectStore,
         *,
         full: bool,
-        progress: FsckProgress,
+        progress: Progress,
         scope: frozenset[bytes] | None = None,
     ) -> None:
         self.pages: set[ObjectId] = set()
@@ -315,6 +312,7 @@ class _Closure:
         self._damage: dict[ObjectId, frozenset[ObjectId]] = {}
         self._chunk_bytes: dict[ObjectId, int] = {}
         """Length of every chunk that was read."""
+        self._bytes_read = 0
         self._files: dict[FileKey, str] = {}
         """What is wrong with each file that was checked, or "" for nothing."""
 
@@ -368,7 +366,7 @@ class _Closure:
         except DmError as error:
             self._blame(step, step.page, error.message)
             return iter(())
-        self._progress.advance(items=0)
+        self._tell()
         for span in _chunks_of(page, step.scope):
             self._check_chunk(step, span)
         if self._full and page.type == DIRECTORY and page.level == 0:
@@ -393,7 +391,8 @@ class _Closure:
             except DmError as error:
                 self._blame(step, chunk, error.message)
                 return
-            self._progress.advance(self._chunk_bytes[chunk])
+            self._bytes_read += self._chunk_bytes[chunk]
+            self._tell()
         if self._chunk_bytes[chunk] != span.length:
             self._blame(step, step.page, f"chunk {chunk.hex()[:12]} is not as long as its span")
 
@@ -406,7 +405,7 @@ class _Closure:
             self._files[key] = ""
             try:
                 for _ in check_content(self._objects, entry):
-                    self._progress.advance()
+                    pass
             except BadObject as error:
                 self._files[key] = error.message
             except (Corruption, ContentAbsent):
@@ -414,6 +413,9 @@ class _Closure:
         if self._files[key]:
             name = entry.name.decode("utf-8", "backslashreplace")
             self._blame(step, step.page, f"file {name!a}: {self._files[key]}")
+
+    def _tell(self) -> None:
+        self._progress.reached(self._bytes_read, len(self.pages) + self.chunks)
 
     def _blame(self, step: "_Step", bad: ObjectId, reason: str) -> None:
         self.reasons[bad] = reason

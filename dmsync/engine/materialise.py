@@ -7,19 +7,13 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from secrets import token_hex
 from typing import Final
 
 from dmsync.core.ids import Kind
 from dmsync.core.objects import Entry, Layout
 from dmsync.core.pages import ZERO_RUN, file_spans
-from dmsync.engine.file_content import (
-    READ_BYTES,
-    ChunkReader,
-    FileMoved,
-    buffers,
-    data_extents,
-)
+from dmsync.engine.file_blocks import READ_BYTES, FileMoved, buffers, data_extents
+from dmsync.engine.file_content import ChunkReader
 from dmsync.errors import BadObject, StorageFull
 from dmsync.storage.durable import storage_errors, write_all
 from dmsync.storage.layout import Layout as StoreLayout
@@ -117,7 +111,7 @@ def private_directory(layout: StoreLayout) -> Iterator[str]:
     with storage_errors(f"making {layout.temporary_dir}"):
         os.makedirs(layout.temporary_dir, 0o700, exist_ok=True)
     _sweep(layout.temporary_dir)
-    path = os.path.join(layout.temporary_dir, token_hex(16))
+    path = os.path.join(layout.temporary_dir, os.urandom(16).hex())
     with ProofOfLife(path + _PROOF_SUFFIX):
         with storage_errors(f"making {path}"):
             os.mkdir(path, 0o700)

@@ -13,9 +13,9 @@ from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.objects import Entry, EntryKind, check_name
 from dmsync.core.pages import PageReader, walk_tree
 from dmsync.engine import switching, trees
-from dmsync.engine.capture import Progress
 from dmsync.engine.differences import Change, joined, tree_differences
 from dmsync.engine.history import resolve_revision
+from dmsync.engine.progress import Progress
 from dmsync.engine.recorded_tree import RecordedTree
 from dmsync.engine.restore import needs_trust
 from dmsync.engine.store import Store

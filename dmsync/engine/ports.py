@@ -104,21 +104,3 @@ class TargetTree:
     finish_switches: Callable[[Any, DotId], None] = field(default=_nothing_to_finish)
     locked: Callable[[Any, DotId], AbstractContextManager[Any]] = field(default=_unlocked)
     revive: Callable[[Any, DotId, str, str], None] = field(default=_stays_deleted)
-
-
-class SyncProgress(Protocol):
-    """Told how a transfer goes on. Called often: must be cheap."""
-
-    def phase(self, name: str) -> None: ...
-
-    def transferred(self, objects: int, objects_total: int, bytes_done: int) -> None: ...
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    def phase(self, name: str) -> None:
-        return None
-
-    def transferred(self, objects: int, objects_total: int, bytes_done: int) -> None:
-        return None

@@ -10,6 +10,7 @@ from dmsync.core.graph import ancestors_difference, merge_bases
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.retention import Learnt, RetentionPolicy, judge
 from dmsync.engine import switching
+from dmsync.engine.progress import SILENT, Progress
 from dmsync.engine.store import Store
 from dmsync.engine.tags import peel
 from dmsync.errors import RemoteNotFound, UsageError
@@ -49,7 +50,9 @@ class PruneSummary:
         return [commit.id for commit in self.commits if not commit.reasons]
 
 
-def prune(store: Store, dot: DotRow, request: PruneRequest) -> PruneSummary:
+def prune(
+    store: Store, dot: DotRow, request: PruneRequest, progress: Progress = SILENT
+) -> PruneSummary:
     """Make the commits hollow that no rule keeps; durable when it returns.
 
     The rules are applied to each branch (and each branch of a remote) by itself. Whatever they
@@ -66,21 +69,25 @@ def prune(store: Store, dot: DotRow, request: PruneRequest) -> PruneSummary:
         if store.catalog.remote(remote) is None:
             raise RemoteNotFound(f"Unable to find remote '{remote}'", hint="dm remote -v")
     if request.dry_run:
-        return PruneSummary(_plan(store, dot.dot, request))
+        return PruneSummary(_plan(store, dot.dot, request, progress))
     with switching.ready(store, dot.dot):
-        summary = PruneSummary(_plan(store, dot.dot, request))
+        summary = PruneSummary(_plan(store, dot.dot, request, progress))
         thinned = summary.thinned
         if thinned:
+            progress.phase("thinning", items_total=len(thinned))
             with store.transaction("prune") as tx:
                 tx.append(CommitsThinned(dot.dot, tuple(thinned), _rules(request)))
     return summary
 
 
-def _plan(store: Store, dot: DotId, request: PruneRequest) -> tuple[PrunedCommit, ...]:
+def _plan(
+    store: Store, dot: DotId, request: PruneRequest, progress: Progress
+) -> tuple[PrunedCommit, ...]:
     graph = store.catalog.graph(dot)
     hollow = set(store.catalog.hollow_commits(dot))
     reasons: dict[ObjectId, dict[str, None]] = {}  # ordered sets
     learnt: dict[ObjectId, Learnt] = {}
+    progress.phase("judging")
     for tip in _branch_tips(store, dot):
         commits = []
         for commit in ancestors_difference(graph, [tip], []):
@@ -90,6 +97,7 @@ def _plan(store: Store, dot: DotId, request: PruneRequest) -> tuple[PrunedCommit
             learnt[verdict.commit.id] = verdict.commit
             kept_by = reasons.setdefault(verdict.commit.id, {})
             kept_by.update(dict.fromkeys(verdict.reasons))
+        progress.reached(0, len(learnt))
     for reason, kept in _always_kept(store, dot, request):
         for commit in kept:
             if commit in reasons:

@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import re
-import secrets
+import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
 
 def temporary_name() -> bytes:
     """A new name for restore to use while it writes: 16 random hex digits behind a prefix."""
-    return _TEMPORARY_PREFIX + secrets.token_hex(8).encode()
+    return _TEMPORARY_PREFIX + os.urandom(8).hex().encode()
 
 
 def is_temporary(name: bytes) -> bool:
@@ -186,6 +186,31 @@ def keeps_no_pages(device: int) -> bool:
     except OSError:
         return False
     return False
+
+
+_PROMPT_FILESYSTEMS: Final = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x858458F6})
+"""ext2 to ext4, XFS, btrfs, tmpfs, ramfs."""
+_STATFS_BYTES: Final = 256
+
+
+def moves_times_promptly(fd: int) -> bool:
+    """True where the first store through mmap to a clean page moves the file's times at once.
+
+    Others (ZFS, CIFS, 9p; overlayfs, which may lie on any) may do so only when the page is written
+    back, so that a stat says nothing before a sync.
+    """
+    buffer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.fstatfs(fd, buffer) != 0:
+        return False
+    return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF in _PROMPT_FILESYSTEMS
+
+
+def die_with_parent() -> None:
+    """The kernel is to kill this process when the one that started it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def punch_hole(fd: int, offset: int, length: int) -> bool:

@@ -171,6 +171,26 @@ class Session:
             self.round_trips += 1
         return message
 
+    @property
+    def has_arrived(self) -> bool:
+        """Is there something that `receive` gives or raises at once?"""
+        return bool(self._messages) or self._failure is not None or self._ended
+
+    async def arrival(self, timeout_s: float) -> bool:
+        """Wait until `has_arrived`, or somebody calls `wake`; False when that takes too long."""
+        if not self.has_arrived:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    def wake(self) -> None:
+        """End an `arrival` that is waited for: something else happened."""
+        self._arrived.set()
+
     async def next_request(self) -> Message | None:
         """The next message, or None when the peer said BYE or closed between requests."""
         while not self._messages:

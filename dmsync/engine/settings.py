@@ -1,6 +1,5 @@
 """What the engine needs to know from its caller: built by a surface and passed down."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -8,6 +7,8 @@ from dmsync.engine.hooks import HookCommands
 
 
 def _log(message: str) -> None:
+    import logging  # slow to import, and hardly ever needed
+
     logging.getLogger("dmsync.engine").info("%s", message)
 
 

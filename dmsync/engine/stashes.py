@@ -13,10 +13,10 @@ from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import check_branch_name
 from dmsync.core.objects import Commit
 from dmsync.engine import switching, trees
-from dmsync.engine.capture import Progress
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.merging.lifecycle import MergeRequest, refuse_dirty, start_merge
 from dmsync.engine.merging.state import ConflictInfo, refuse_merging
+from dmsync.engine.progress import Progress
 from dmsync.engine.restore import RestoreResult
 from dmsync.engine.store import Store
 from dmsync.errors import (

@@ -1,7 +1,6 @@
 """An open store: the one object that use cases are called with."""
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -60,9 +59,9 @@ class Store:
         if create and not os.path.lexists(Layout(home).format_file):
             create_store(
                 home,
-                cluster_id=secrets.token_bytes(UNIQUE_ID_BYTES),
-                epoch=secrets.randbits(48),
-                op_id=secrets.token_bytes(UNIQUE_ID_BYTES),
+                cluster_id=os.urandom(UNIQUE_ID_BYTES),
+                epoch=int.from_bytes(os.urandom(6), "big"),
+                op_id=os.urandom(UNIQUE_ID_BYTES),
                 time_ns=time.time_ns(),
                 actor=settings.actor,
             )

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from dmsync.core.events import (
@@ -20,17 +21,12 @@ from dmsync.core.events import (
 )
 from dmsync.core.ids import DotId, Kind, ObjectId
 from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind, Layout
-from dmsync.core.pages import (
-    MANIFEST,
-    ZERO_RUN,
-    PageReader,
-    Span,
-    differing_items,
-    file_spans,
-)
+from dmsync.core.pages import ZERO_RUN, PageReader, Span, file_spans
 from dmsync.engine import trees
-from dmsync.engine.capture import CaptureResult, Progress
-from dmsync.engine.differences import tree_differences
+from dmsync.engine.capture import CaptureResult
+from dmsync.engine.differences import Change, tree_differences
+from dmsync.engine.differing_bytes import differing_spans
+from dmsync.engine.progress import Progress
 from dmsync.engine.restore import RestoreResult, restore_tree
 from dmsync.engine.store import Store
 from dmsync.engine.tree_users import refuse_in_use
@@ -38,6 +34,7 @@ from dmsync.errors import NotFound, StorageFull, WouldLose
 from dmsync.storage.catalog import SwitchRow
 from dmsync.storage.durable import fsync_directory, make_directory_durable
 from dmsync.storage.pack_writer import PackWriter
+from dmsync.storage.stages import stage
 from dmsync.storage.stat_cache import StatCache
 
 FINISH_SWITCH: Final = "finish-switch"
@@ -62,7 +59,8 @@ def make_place(store: Store, dot: DotId, branch: str, progress: Progress | None)
     place = trees.TreePlace(
         branch, os.fsencode(building), None, store.layout.stat_cache_file(dot, branch), False
     )
-    _restore(store, dot, place, trees.branch_tip(store, dot, branch), progress)
+    tip = trees.branch_tip(store, dot, branch)
+    _restore(store, dot, place, tip, progress, unseen=not os.listdir(building))
     kept = store.scope(dot)
     if not os.listdir(building) and (kept is None or trees.DEFAULT_SUBDOT in kept):
         os.mkdir(os.path.join(building, os.fsdecode(trees.DEFAULT_SUBDOT)), 0o755)
@@ -355,37 +353,47 @@ def _refuse_impossible(
     cache = StatCache.load(place.stat_path)
     objects = store.objects(dot)
     before = ROOT_ENTRY if cache is None else cache.root
-    growth = largest = 0
     changes = tree_differences(
         objects, before, trees.snapshot_root(store, dot, target), renames=False
     )
-    for change in changes:
-        new, old = change.new, change.old
-        if new is None or new.kind is not EntryKind.FILE or change.metadata_only:
-            continue
-        if not new.sparse:
-            growth += new.size - (old.size if old and old.kind is EntryKind.FILE else 0)
-            largest = max(largest, new.size)
-        if cache is not None:
-            for chunk in _differing_chunks(objects, old, new):
-                objects.read_chunk(chunk)
+    room = _RoomNeeded()
+    chunks = _chunks_to_write(objects, changes, room)
+    with stage("verify"):
+        for _ in chunks if cache is None else objects.read_many(Kind.CHUNK, chunks):
+            pass
     space = os.statvfs(place.path if os.path.isdir(place.path) else store.home)
-    if growth > 0 and growth + largest > space.f_bavail * space.f_frsize:
+    if room.growth > 0 and room.growth + room.largest > space.f_bavail * space.f_frsize:
         raise StorageFull(
-            f"the tree would grow by {growth / 2**20:.1f} MiB, "
+            f"the tree would grow by {room.growth / 2**20:.1f} MiB, "
             f"and {os.fsdecode(place.path)} has not that much room",
             hint="free some space; nothing was changed",
         )
 
 
-def _differing_chunks(reader: PageReader, old: Entry | None, new: Entry) -> Iterator[ObjectId]:
-    """Chunks of `new` that are not at hand in `old`; of in-place files only the changed pages'."""
-    if old is not None and old.layout is Layout.FIXED and new.layout is Layout.FIXED:
-        was, now, _ = differing_items(reader, old.tree, new.tree, MANIFEST)
-        spans: Iterable[Span] = set(now) - set(was)
-    else:
-        spans = file_spans(reader, new)
-    return (span.chunk for span in spans if span.chunk != ZERO_RUN)
+@dataclass
+class _RoomNeeded:
+    """Bytes by which files grow, and of the largest, of which two copies exist for a moment."""
+
+    growth: int = 0
+    largest: int = 0
+
+
+def _chunks_to_write(
+    reader: PageReader, changes: Iterable[Change], room: _RoomNeeded
+) -> Iterator[ObjectId]:
+    """Chunks of changed files that are not at hand in what they replace; adds up `room`."""
+    for change in changes:
+        new, old = change.new, change.old
+        if new is None or new.kind is not EntryKind.FILE or change.metadata_only:
+            continue
+        is_file = old is not None and old.kind is EntryKind.FILE
+        if not new.sparse:
+            room.growth += new.size - (old.size if old is not None and is_file else 0)
+            room.largest = max(room.largest, new.size)
+        spans: Iterable[Span] = file_spans(reader, new)
+        if old is not None and old.layout is Layout.FIXED and new.layout is Layout.FIXED:
+            spans = (span for _, span in differing_spans(reader, old, new))
+        yield from (span.chunk for span in spans if span.chunk != ZERO_RUN)
 
 
 def _restore(
@@ -396,6 +404,7 @@ def _restore(
     progress: Progress | None,
     *,
     trusted: bool = False,
+    unseen: bool = False,
 ) -> RestoreResult:
     cache = StatCache.load(place.stat_path)
     root = trees.snapshot_root(store, dot, target)
@@ -410,6 +419,7 @@ def _restore(
         trusted=trusted,
         root_metadata=place.root_metadata,
         scope=store.scope(dot),
+        unseen=unseen,
         progress=progress,
     )
     make_directory_durable(os.path.dirname(place.stat_path))

@@ -1,11 +1,12 @@
 """Opening a session as a client: greeting, naming a dot, classifying commits."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from dmsync import __version__
-from dmsync.core.graph import GraphView, ancestors_difference
+from dmsync.core.graph import GraphView, ancestors_difference, exceeds, nth_first_parent
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.engine.background import in_thread
 from dmsync.engine.ports import SyncStore
@@ -14,18 +15,21 @@ from dmsync.errors import ProtocolError, RevisionNotFound, VersionMismatch
 from dmsync.wire import limits
 from dmsync.wire.messages import (
     Hello,
+    Known,
     KnownQuery,
     KnownReply,
     Refs,
     RefsReply,
     RefValue,
 )
-from dmsync.wire.negotiation import Negotiator
+from dmsync.wire.negotiation import NEWEST_HEADS_PROBED, Negotiator
 
 HOLLOW: Final = "hollow"
 """Capability: knows commits without content, and dots of which only some subdots are kept."""
 TAGS: Final = "tags"
 """Capability: knows annotated tags, and signatures of commits and tags."""
+FEW_UNDECIDED: Final = 4096
+"""Of so many commits each is looked at without asking first."""
 Greeted = Callable[[], None]
 """Called once the other side has proven to be a dm server: an address is worth remembering."""
 
@@ -191,16 +195,54 @@ async def negotiate(
     """
     tips = list(remote_tips)
     held = [tip for tip in tips if graph.has(tip)]
-    undecided = list(ancestors_difference(graph, local_heads, held))
-    if not undecided or len(held) == len(tips):
-        return Frontier(held, undecided)
+    holds_all = len(held) == len(tips)
+    heads = list(dict.fromkeys(local_heads))
+    answers = dict(probed or {})
+    probes_count = 0
+    if not holds_all and exceeds(graph, heads, held, FEW_UNDECIDED):
+        # History behind the frontier is not to be walked: look how far back that is first.
+        chains = _probe_chains(graph, heads)
+        probes = dict.fromkeys(oid for chain in chains for oid in chain if oid not in answers)
+        answers |= await ask_known(session, list(probes)[: limits.KNOWN_IDS_MAX])
+        probes_count = 1
+        held = list(dict.fromkeys([*held, *_nearest_common(chains, answers)]))
+    undecided = list(ancestors_difference(graph, heads, held))
+    if not undecided or holds_all:
+        return Frontier(held, undecided, probes_count)
     negotiator = Negotiator(graph, undecided, held)
-    if probed:
-        negotiator.take_known(probed)
+    negotiator.take_known(answers)
     while query := negotiator.next_query():
         await session.send(KnownQuery(query))
         negotiator.answer((await session.expect(KnownReply)).states)
-    return Frontier(negotiator.frontier(), negotiator.missing(), negotiator.queries_count)
+    queries_count = probes_count + negotiator.queries_count
+    return Frontier(negotiator.frontier(), negotiator.missing(), queries_count)
+
+
+def _probe_chains(graph: GraphView, heads: Sequence[ObjectId]) -> list[list[ObjectId]]:
+    """Each head and, of the newest, its first parents at distances 1, 2, 4, ...: O(log history)."""
+    newest = sorted(heads, key=graph.generation, reverse=True)
+    chains = [[head] for head in newest[: limits.KNOWN_IDS_MAX]]
+    for chain in chains[:NEWEST_HEADS_PROBED]:
+        distance = 1
+        while (further := nth_first_parent(graph, chain[0], distance)) is not None:
+            chain.append(further)
+            distance *= 2
+    return chains
+
+
+def _nearest_common(
+    chains: Iterable[Sequence[ObjectId]], answers: Mapping[ObjectId, int]
+) -> list[ObjectId]:
+    """Of each chain the first commit that the server holds. Raises ProtocolError: the server holds
+    a commit but not its history."""
+    found: list[ObjectId] = []
+    for chain in chains:
+        known = [answers[oid] != Known.ABSENT for oid in chain if oid in answers]
+        if known != sorted(known):
+            raise ProtocolError("the peer holds a commit but not its history")
+        common = (oid for oid in chain if answers.get(oid, Known.ABSENT) != Known.ABSENT)
+        found.extend(islice(common, 1))
+    return found
 
 
 class NoCommits:

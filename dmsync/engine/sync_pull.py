@@ -25,7 +25,8 @@ from dmsync.core.names import check_dot_name, check_namespace, full_name
 from dmsync.core.objects import commit_from_bytes
 from dmsync.core.pages import directory_entries
 from dmsync.engine.background import in_thread, steps_in_thread
-from dmsync.engine.ports import ByteStream, Silent, SyncProgress, SyncStore, TargetTree
+from dmsync.engine.ports import ByteStream, SyncStore, TargetTree
+from dmsync.engine.progress import SILENT, Progress
 from dmsync.engine.session import Session
 from dmsync.engine.sync_hollow import (
     Arrivals,
@@ -36,6 +37,7 @@ from dmsync.engine.sync_hollow import (
     is_hollow_here,
     within_depth,
 )
+from dmsync.engine.sync_incoming import Incoming, prove_closure
 from dmsync.engine.sync_opening import (
     Greeted,
     RemoteDot,
@@ -47,7 +49,6 @@ from dmsync.engine.sync_opening import (
     require_hollow,
 )
 from dmsync.engine.sync_push import tracking_changes, upstream_change
-from dmsync.engine.sync_records import Incoming, prove_closure
 from dmsync.engine.sync_refs import Decision, decide, shown_ref, stash_name, tree_events
 from dmsync.engine.sync_tags import (
     ReceivedSignatures,
@@ -69,6 +70,7 @@ from dmsync.errors import (
     UsageError,
     WouldLose,
 )
+from dmsync.storage.stages import stage
 from dmsync.wire.connection import Role
 from dmsync.wire.limits import ABSENT_MAX, CONTENT_MAX, FRONTIER_MAX, WANTS_MAX
 from dmsync.wire.messages import (
@@ -195,7 +197,7 @@ async def fetch(
     stream: ByteStream,
     request: FetchRequest,
     hooks: TargetTree | None = None,
-    progress: SyncProgress | None = None,
+    progress: Progress | None = None,
     greeted: Greeted | None = None,
 ) -> FetchSummary:
     """Fetch over `stream`, which is closed afterwards; local branches move as `request.move` says.
@@ -209,7 +211,7 @@ async def fetch(
     """
     async with Session(stream, Role.CLIENT) as session:
         fetching = _Fetching(
-            store, session, request, hooks or TargetTree(), progress or Silent(), greeted
+            store, session, request, hooks or TargetTree(), progress or SILENT, greeted
         )
         return await fetching.run()
 
@@ -219,7 +221,7 @@ async def pull(
     stream: ByteStream,
     request: FetchRequest,
     hooks: TargetTree | None = None,
-    progress: SyncProgress | None = None,
+    progress: Progress | None = None,
 ) -> FetchSummary:
     """Fetch and move the local branches: the request's `move` must not be "none"."""
     assert request.move != "none", "a pull moves branches; fetch does not"
@@ -231,7 +233,7 @@ async def clone(
     stream: ByteStream,
     request: CloneRequest,
     hooks: TargetTree | None = None,
-    progress: SyncProgress | None = None,
+    progress: Progress | None = None,
 ) -> FetchSummary:
     """Clone a remote dot: a fetch into a dot that is made at the end. A cut clone is run again.
 
@@ -279,7 +281,7 @@ class _Fetching:
     session: Session
     request: FetchRequest
     hooks: TargetTree
-    progress: SyncProgress
+    progress: Progress
     greeted: Greeted | None = None
     began_s: float = field(default_factory=time.monotonic)
 
@@ -315,7 +317,8 @@ class _Fetching:
             summary = await in_thread(partial(self._conclude, dot, remote, wanted, none, None))
         else:
             heads = self._local_heads(dot)
-            common = await negotiate(self.session, here.graph, heads, remote.tips(), probed)
+            with stage("negotiate"):
+                common = await negotiate(self.session, here.graph, heads, remote.tips(), probed)
             ask = self._ask(dot, here, common.heads, wants, hollow_tips)
             summary = await self._transfer(
                 ask, here, lambda arrivals: self._conclude_tips(dot, remote, wanted, arrivals)
@@ -332,7 +335,8 @@ class _Fetching:
             incoming = await in_thread(partial(self._open_quarantine, ask.dot))
             await self._receive(ask, incoming)
             self.progress.phase("checking")
-            arrivals = await steps_in_thread(prove_closure(incoming, here, ask.wants))
+            with stage("verify"):
+                arrivals = await steps_in_thread(prove_closure(incoming, here, ask.wants))
             check_received(incoming.quarantine, self.tag_objects)
             self.signatures.check(is_here(here.graph, incoming.quarantine, arrivals.new))
             return await in_thread(partial(conclude, arrivals))
@@ -340,7 +344,7 @@ class _Fetching:
             await in_thread(partial(self.log.record_failure, exc))
             raise
         finally:
-            await in_thread(self._close)
+            await self._close()
 
     def _new_log(self) -> TransferLog:
         return TransferLog(
@@ -462,10 +466,10 @@ class _Fetching:
         self.incoming = Incoming(self.session, objects, self.progress, reveal=True)
         return self.incoming
 
-    def _close(self) -> None:
-        self.log.close()
+    async def _close(self) -> None:
+        await in_thread(self.log.close)
         if self.incoming is not None:
-            self.incoming.quarantine.close()
+            await self.incoming.close()
 
     # --- what is where ------------------------------------------------------------------------
 
@@ -653,6 +657,7 @@ class _Fetching:
                     if message.transfer != self.log.id:
                         raise ProtocolError("DONE of another transfer")
                     incoming.check_count(message.records_sent)
+                    await incoming.settle()
                     self.done = message
                     self.resumed_objects = 0 if self.eager else incoming.resumed_count
                     return

@@ -9,7 +9,8 @@ from dmsync.core.events import Event, RefChanged, RemoteObserved, UpstreamSet
 from dmsync.core.graph import ancestors_difference, is_ancestor, merge_bases
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.engine.background import in_thread
-from dmsync.engine.ports import ByteStream, Silent, SyncProgress, SyncStore
+from dmsync.engine.ports import ByteStream, SyncStore
+from dmsync.engine.progress import SILENT, Progress
 from dmsync.engine.session import Session, in_steps
 from dmsync.engine.sync_hollow import (
     Contents,
@@ -31,7 +32,7 @@ from dmsync.engine.sync_opening import (
 )
 from dmsync.engine.sync_records import (
     Outgoing,
-    joined_records,
+    send_eagerly,
     send_plan_and_wait,
     send_records,
 )
@@ -41,6 +42,7 @@ from dmsync.engine.tags import peel
 from dmsync.engine.transfers import TransferLog
 from dmsync.errors import DmError, DotIdClash, DotNotFound, ProtocolError, RevisionNotFound
 from dmsync.storage.catalog import RefRow
+from dmsync.storage.stages import stage
 from dmsync.wire.connection import Role
 from dmsync.wire.failures import error_from_code, printable
 from dmsync.wire.limits import FRONTIER_MAX
@@ -48,10 +50,8 @@ from dmsync.wire.messages import (
     Ack,
     Intent,
     Known,
-    Message,
     Push,
     Ready,
-    Records,
     RefMode,
     RefOutcome,
     Refs,
@@ -134,7 +134,7 @@ async def push(
     store: SyncStore,
     stream: ByteStream,
     request: PushRequest,
-    progress: SyncProgress | None = None,
+    progress: Progress | None = None,
     greeted: Greeted | None = None,
 ) -> PushSummary:
     """Push over `stream`, which is closed afterwards; `greeted`: see open_dot.
@@ -146,7 +146,7 @@ async def push(
         DotIdClash, AccessDenied, NetworkError, NotADmServer, ProtocolError.
     """
     async with Session(stream, Role.CLIENT) as session:
-        pushing = _Pushing(store, session, request, progress or Silent(), greeted)
+        pushing = _Pushing(store, session, request, progress or SILENT, greeted)
         return await pushing.run()
 
 
@@ -155,7 +155,7 @@ class _Pushing:
     store: SyncStore
     session: Session
     request: PushRequest
-    progress: SyncProgress
+    progress: Progress
     greeted: Greeted | None = None
     window: SendWindow = field(default_factory=SendWindow)
     began_s: float = field(default_factory=time.monotonic)
@@ -190,7 +190,8 @@ class _Pushing:
         self._refuse_locally(updates, remote)
         frontier = await self._frontier(updates, remote)
         selection = await self._selection(updates, remote, frontier.missing)
-        await in_steps(self.outgoing.add(selection, scope_of(remote.subdots)))
+        with stage("plan"):
+            await in_steps(self.outgoing.add(selection, scope_of(remote.subdots)))
         tags = [update.new for update in updates if update.new in self.annotated]
         self.outgoing.add_tags(tags)
         self.sent = [*selection.listed, *(commit for commit, _ in selection.complete), *tags]
@@ -334,7 +335,8 @@ class _Pushing:
         wanted = list(dict.fromkeys(map(self._commit_of, updates)))
         if remote.dot is None:
             return Frontier([], list(ancestors_difference(self.graph, wanted, [])))
-        return await negotiate(self.session, self.graph, wanted, remote.tips())
+        with stage("negotiate"):
+            return await negotiate(self.session, self.graph, wanted, remote.tips())
 
     async def _selection(
         self, updates: list[RefUpdate], remote: RemoteDot, missing: list[ObjectId]
@@ -404,23 +406,23 @@ class _Pushing:
             (value := remote.refs.get(update.ref)) is not None and not self.graph.has(value.id)
             for update in push.updates
         )
-        eager = None if unknown_tip else self.outgoing.eager_records()
-        if eager is not None:
-            await self._send_all(push, eager)
+        if not unknown_tip and await in_thread(self.outgoing.is_small):
+            await self._send_all(push)
         else:
             await self._send_rest(push, is_refusal_likely=unknown_tip)
         return await self._result(push)
 
-    async def _send_all(self, push: Push, records: list[bytes]) -> None:
-        """Everything in one go: a small push."""
-        self.log.has_moved = bool(records)
-        messages: list[Message] = [push, *self.outgoing.pages(eager=True)]
-        for joined, count in joined_records(records):
-            messages.append(Records(joined))
-            self.window.sent(len(joined), count)
-        messages += self._signatures(push)
-        await self.session.send(*messages, Update(push.transfer, self.window.records_sent))
+    async def _send_all(self, push: Push) -> None:
+        """Everything without waiting for an answer: a small push."""
+        self.log.has_moved = bool(self.outgoing.plan)
+        await self.session.send(push, *self.outgoing.pages(eager=True))
+        await send_eagerly(self.session, self.outgoing, self.window)
+        await self._send_end(push)
         await self._ready(push)
+
+    async def _send_end(self, push: Push) -> None:
+        signatures = await in_thread(partial(self._signatures, push))
+        await self.session.send(*signatures, Update(push.transfer, self.window.records_sent))
 
     async def _send_rest(self, push: Push, *, is_refusal_likely: bool) -> None:
         """What the inventory lacks. The plan waits for READY only when a refusal is likely."""
@@ -437,8 +439,8 @@ class _Pushing:
         else:
             await send_plan_and_wait(self.session, self.outgoing, [push], opened)
         await send_records(self.session, self.outgoing, self.window, self.progress)
-        signatures = await in_thread(partial(self._signatures, push))
-        await self.session.send(*signatures, Update(push.transfer, self.window.records_sent))
+        self.progress.phase("waiting for the remote")
+        await self._send_end(push)
 
     def _signatures(self, push: Push) -> list[Signatures]:
         if not knows_tags(self.session.connection.peer):

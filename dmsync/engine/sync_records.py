@@ -1,44 +1,53 @@
-"""Streams of records: a sender that plans, a receiver that verifies (WIRE.md 5.2, 5.3)."""
+"""Sending a stream of records: what the peer lacks is planned, read, verified and sent as stored
+(WIRE.md 5.2).
+"""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from contextlib import aclosing
+from itertools import islice
 from typing import Final, NamedTuple
 
 from dmsync.core.delta import compress, compress_with_prefix
-from dmsync.core.ids import KEY_BYTES, Kind, ObjectId, short_key
+from dmsync.core.ids import Kind, ObjectId, short_key
 from dmsync.core.objects import Commit, Entry, EntryKind, commit_from_bytes
 from dmsync.core.pages import directory_entries
-from dmsync.core.records import BaseSlice, Encoding, Record, encode_record, parse_header
-from dmsync.engine.background import in_thread
-from dmsync.engine.file_content import check_content
-from dmsync.engine.ports import SyncProgress
-from dmsync.engine.session import Session, in_steps
-from dmsync.engine.sync_hollow import (
-    Arrivals,
-    Holding,
-    Selection,
-    comparisons,
-    complete_children,
-    scope_of,
-)
-from dmsync.engine.sync_objects import AddedObjects, FileKey, ObjectSet, RootComparison, Steps
-from dmsync.errors import BadObject, ObjectMissing, ProtocolError
+from dmsync.core.records import BaseSlice, Encoding, Record, encode_record
+from dmsync.engine.background import end_of, in_thread
+from dmsync.engine.progress import Progress
+from dmsync.engine.session import Session
+from dmsync.engine.sync_hollow import Selection
+from dmsync.engine.sync_objects import AddedObjects, ObjectSet, RootComparison, Steps
+from dmsync.errors import ProtocolError
 from dmsync.storage.object_store import ObjectStore
-from dmsync.storage.quarantine import Quarantine
+from dmsync.storage.stages import stage
 from dmsync.wire.limits import (
-    ACK_INTERVAL_S,
     EAGER_BYTES_MAX,
     PLAN_ENTRIES_MAX,
     PLAN_PAGES_INFLIGHT_MAX,
     RECORDS_BYTES_JOINED,
 )
 from dmsync.wire.messages import HOLLOW_COMMIT, Ack, Message, Plan, PlanReply, Records
-from dmsync.wire.windows import ReceiveWindow, SendWindow
+from dmsync.wire.windows import SendWindow
 
 EAGER_OBJECTS_MAX: Final = 8192
 """More objects than this do not fit EAGER_BYTES_MAX in any case worth trying."""
 RECORD_RAW_BYTES_GUESS: Final = 512
+RECORD_HEADER_BYTES_GUESS: Final = 16
+BATCH_RAW_BYTES: Final = 16 * 1024 * 1024
+BATCH_OBJECTS: Final = 512
+"""What is read and verified at a time."""
+FRAMES_AHEAD: Final = 2
+EAGER_FRAME_BYTES: Final = 64 * 1024
+"""A small transfer goes in small frames, so that the receiver works while more are made."""
 PAGE_RAW_BYTES_GUESS: Final = 4096
 """For progress totals only: the plan does not read the sizes of pages and commits."""
 
@@ -181,6 +190,11 @@ class Outgoing:
                 eager=eager,
             )
 
+    @property
+    def lacking_count(self) -> int:
+        """Of the planned objects, those that the peer does not hold."""
+        return len(self.plan) - len(self._skipped)
+
     def take_inventory(self, reply: PlanReply) -> None:
         """Skip what the peer holds. Raises ProtocolError when the reply is about no plan page."""
         page_count = min(PLAN_ENTRIES_MAX, len(self.plan) - reply.first_index)
@@ -195,19 +209,25 @@ class Outgoing:
 
     # --- encoding -----------------------------------------------------------------------------
 
-    def eager_records(self) -> list[bytes] | None:
-        """All records when they come to at most EAGER_BYTES_MAX; else None, nothing changed."""
+    def is_small(self) -> bool:
+        """Do all records come to at most EAGER_BYTES_MAX? As far as their stored forms tell; one
+        that may have to be re-encoded counts with what it decodes to."""
         if len(self.plan) > EAGER_OBJECTS_MAX:
-            return None
-        held = set(self._held)
-        records, total = [], 0
-        for record in self.records():
-            records.append(record)
-            total += len(record)
+            return False
+        sendable = self._held | {short_key(planned.oid) for planned in self.plan}
+        total = 0
+        for batch in self._batches():
+            stored = self._objects.unverified_records([planned.oid for planned in batch])
+            for planned in batch:
+                record = stored.get(planned.oid)
+                if record is None or not all(base.key in sendable for base in record.bases):
+                    total += planned.raw_bytes if record is None else record.raw_bytes
+                else:
+                    total += len(record.payload)
+                total += RECORD_HEADER_BYTES_GUESS
             if total > EAGER_BYTES_MAX:
-                self._held, self.verbatim_count, self.reencoded_count = held, 0, 0
-                return None
-        return records
+                return False
+        return True
 
     def records(self) -> Iterator[bytes]:
         """Each planned record the peer lacks, bases before what needs them."""
@@ -216,12 +236,45 @@ class Outgoing:
             for at, planned in enumerate(self.plan)
             if at not in self._skipped
         }
+        for batch in self._batches():
+            lacking = [planned for planned in batch if short_key(planned.oid) in unsent]
+            stored = self._stored(lacking)
+            for planned in lacking:
+                if short_key(planned.oid) in unsent:
+                    yield from self._with_bases(planned, unsent, stored)
+
+    def _batches(self) -> Iterator[list[PlannedObject]]:
+        """What is to be sent, in order, as much as is read at a time."""
+        batch: list[PlannedObject] = []
+        raw_bytes = 0
         for at, planned in enumerate(self.plan):
-            if at not in self._skipped and short_key(planned.oid) in unsent:
-                yield from self._with_bases(planned, unsent)
+            if at in self._skipped:
+                continue
+            batch.append(planned)
+            raw_bytes += planned.raw_bytes
+            if raw_bytes >= BATCH_RAW_BYTES or len(batch) == BATCH_OBJECTS:
+                yield batch
+                batch, raw_bytes = [], 0
+        if batch:
+            yield batch
+
+    def _stored(self, batch: Iterable[PlannedObject]) -> dict[bytes, Record]:
+        """The stored forms of some objects by short key, verified."""
+        by_kind: dict[Kind, list[ObjectId]] = {}
+        for planned in batch:
+            by_kind.setdefault(planned.kind, []).append(planned.oid)
+        found: dict[bytes, Record] = {}
+        with stage("read"):
+            for kind, ids in by_kind.items():
+                records = self._objects.stored_records(kind, ids)
+                found.update((short_key(oid), rec) for oid, rec in zip(ids, records, strict=True))
+        return found
 
     def _with_bases(
-        self, planned: PlannedObject, unsent: dict[bytes, PlannedObject]
+        self,
+        planned: PlannedObject,
+        unsent: dict[bytes, PlannedObject],
+        stored: dict[bytes, Record],
     ) -> Iterator[bytes]:
         """The record of `planned`, after those of its bases that are still to be sent."""
         stack = [planned]
@@ -232,7 +285,7 @@ class Outgoing:
             if key not in unsent:
                 stack.pop()
                 continue
-            record = self._objects.stored_record(current.kind, current.oid)
+            record = stored.get(key) or self._objects.stored_record(current.kind, current.oid)
             waiting = [
                 unsent[base.key]
                 for base in record.bases
@@ -244,6 +297,7 @@ class Outgoing:
                 continue
             stack.pop()
             del unsent[key]
+            stored.pop(key, None)
             yield self._sendable(current, record, unsent)
             self._held.add(key)
 
@@ -313,19 +367,47 @@ async def send_plan_and_wait(
 
 
 async def send_records(
-    session: Session, outgoing: Outgoing, window: SendWindow, progress: SyncProgress
+    session: Session, outgoing: Outgoing, window: SendWindow, progress: Progress
 ) -> None:
     """Send all records, never more unacknowledged than the window allows."""
-    total = len(outgoing.plan)
-    for joined, count in joined_records(outgoing.records()):
-        while not window.has_room(len(joined)):
-            _take_ack(window, await session.receive())
-        while (message := session.poll()) is not None:
-            _take_ack(window, message)
-        window.sent(len(joined), count)
-        await session.send(Records(joined))
-        progress.transferred(window.records_sent, total, window.bytes_sent)
-        await asyncio.sleep(0)
+    progress.phase("sending", items_total=outgoing.lacking_count)
+    async with aclosing(_made_ahead(outgoing, RECORDS_BYTES_JOINED, FRAMES_AHEAD)) as frames:
+        async for joined, count in frames:
+            while not window.has_room(len(joined)):
+                _take_ack(window, await session.receive())
+            while (message := session.poll()) is not None:
+                _take_ack(window, message)
+            window.sent(len(joined), count)
+            with stage("send"):
+                await session.send(Records(joined))
+            progress.reached(window.bytes_sent, window.records_sent)
+
+
+async def send_eagerly(session: Session, outgoing: Outgoing, window: SendWindow) -> None:
+    """Send all records of a small transfer, of which nobody acknowledges any."""
+    async with aclosing(_made_ahead(outgoing, EAGER_FRAME_BYTES, 1)) as frames:
+        async for joined, count in frames:
+            window.sent(len(joined), count)
+            await session.send(Records(joined))
+
+
+async def _made_ahead(
+    outgoing: Outgoing, frame_bytes: int, frames_ahead: int
+) -> AsyncGenerator[tuple[bytes, int], None]:
+    """Frames of records; the next ones are made in a thread while some are sent."""
+    frames = joined_records(outgoing.records(), frame_bytes)
+
+    def some() -> list[tuple[bytes, int]]:
+        return list(islice(frames, frames_ahead))
+
+    making = asyncio.ensure_future(in_thread(some))
+    try:
+        while made := await making:
+            making = asyncio.ensure_future(in_thread(some))
+            for frame in made:
+                yield frame
+    finally:
+        await end_of(making)
 
 
 def _take_ack(window: SendWindow, message: Message) -> None:
@@ -334,213 +416,17 @@ def _take_ack(window: SendWindow, message: Message) -> None:
     window.acknowledged(message)
 
 
-def joined_records(records: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
+def joined_records(
+    records: Iterable[bytes], frame_bytes: int = RECORDS_BYTES_JOINED
+) -> Iterator[tuple[bytes, int]]:
     """(payload of a RECORDS frame, records in it): small records joined, order kept."""
     parts: list[bytes] = []
     size = 0
     for record in records:
-        if parts and size + len(record) > RECORDS_BYTES_JOINED:
+        if parts and size + len(record) > frame_bytes:
             yield b"".join(parts), len(parts)
             parts, size = [], 0
         parts.append(record)
         size += len(record)
     if parts:
         yield b"".join(parts), len(parts)
-
-
-# --- receiving ---------------------------------------------------------------------------------
-
-
-class Incoming:
-    """Puts records into quarantine, makes them durable in time and acknowledges them."""
-
-    def __init__(
-        self, session: Session, objects: ObjectStore, progress: SyncProgress, *, reveal: bool
-    ) -> None:
-        """`reveal`: may the inventory tell what the store holds, or only what was sent before?
-
-        Adopts what cut sessions left, which may take long.
-        """
-        self.quarantine = Quarantine(objects)
-        self.chunks: dict[ObjectId, int] = {}
-        """Chunks of this session, decoded and hashed already, and their lengths in bytes."""
-        self.window = ReceiveWindow(last_ack_s=time.monotonic())
-        self.resumed_count = 0
-        self._commit_keys: set[bytes] = set()
-        self._hollow_keys: set[bytes] = set()
-        self._objects = objects
-        self._reveal = reveal
-        self._session = session
-        self._progress = progress
-        self._planned = 0
-        self._plan_total = 0
-
-    def take_plan(self, plan: Plan) -> PlanReply:
-        """The inventory of one page. Raises ProtocolError on pages that do not follow."""
-        if plan.first_index != self._planned or (
-            self._plan_total and plan.objects_total != self._plan_total
-        ):
-            raise ProtocolError("PLAN pages do not follow each other")
-        self._planned += len(plan.kinds)
-        self._plan_total = plan.objects_total
-        if self._planned > plan.objects_total or (
-            plan.last and self._planned != plan.objects_total
-        ):
-            raise ProtocolError("PLAN does not add up to its total")
-        bitmap = bytearray((len(plan.kinds) + 7) // 8)
-        for position, kind in enumerate(plan.kinds):
-            key = plan.keys[KEY_BYTES * position : KEY_BYTES * (position + 1)]
-            if kind == Kind.COMMIT:
-                self._commit_keys.add(key)
-            elif kind == HOLLOW_COMMIT:
-                self._hollow_keys.add(key)
-            if self.quarantine.has_key(key) or (self._reveal and self._objects.has_key(key)):
-                bitmap[position // 8] |= 1 << position % 8
-                self.resumed_count += 1
-        return PlanReply(plan.first_index, len(plan.kinds), bytes(bitmap))
-
-    def comes_complete(self, commit: ObjectId) -> bool:
-        """Does the plan name the commit with its content?"""
-        return short_key(commit) in self._commit_keys
-
-    def comes_hollow(self, commit: ObjectId) -> bool:
-        """Does the plan name the commit only as one without content?"""
-        key = short_key(commit)
-        return key in self._hollow_keys and key not in self._commit_keys
-
-    async def next_message(self) -> Message:
-        """The next message; what came before is made durable when it has to wait too long."""
-        if self.window.bytes_received == self.window.bytes_durable:
-            return await self._session.receive()
-        try:
-            return await asyncio.wait_for(self._session.receive(), ACK_INTERVAL_S)
-        except TimeoutError:
-            await self._acknowledge()
-        return await self._session.receive()
-
-    async def take(self, records: Records, *, acknowledge: bool) -> None:
-        """Verify and keep the records of one frame; nobody waits for ACKs of an eager transfer.
-
-        Raises:
-            BadObject, HashMismatch, ObjectMissing: a record that is none, or lacks its base.
-        """
-        count = 0
-
-        def steps() -> Steps:
-            nonlocal count
-            offset = 0
-            while offset < len(records.joined):
-                header, start, payload_bytes = parse_header(records.joined, offset)
-                end = start + payload_bytes
-                oid = self.quarantine.receive(records.joined[offset:end])
-                if header.kind is Kind.CHUNK:
-                    self.chunks[oid] = header.raw_bytes
-                offset, count = end, count + 1
-                yield
-
-        await in_steps(steps())
-        if count == 0:
-            raise ProtocolError("RECORDS without a record")
-        self.window.received(len(records.joined), count)
-        if self.window.records_received > self._plan_total:
-            raise ProtocolError("more records than planned")
-        self._progress.transferred(
-            self.window.records_received, self._plan_total, self.window.bytes_received
-        )
-        if acknowledge and self.window.is_ack_due(time.monotonic()):
-            await self._acknowledge()
-
-    async def _acknowledge(self) -> None:
-        await in_thread(self.quarantine.sync)
-        await self._session.send(self.window.made_durable(time.monotonic()))
-
-    def check_count(self, records_sent: int) -> None:
-        """Raises ProtocolError when not all records the peer sent have arrived."""
-        if records_sent != self.window.records_received:
-            raise ProtocolError(
-                f"the peer sent {records_sent} records, {self.window.records_received} arrived"
-            )
-
-
-def prove_closure(
-    incoming: Incoming, here: Holding, tips: Iterable[ObjectId]
-) -> Generator[None, None, Arrivals]:
-    """Prove that every commit reachable from `tips` is here, with all its objects by full id
-    unless the plan calls it hollow, and that each new or changed file's size and content are what
-    its chunks say. So too for hollow commits of ours that the plan names with content.
-
-    Of each root the subdots are proven that `here` keeps. Whether a commit may be hollow is for
-    the caller to judge.
-
-    Raises:
-        ObjectMissing, HashMismatch, BadObject: something is not there or not valid.
-    """
-    quarantine = incoming.quarantine
-    new = yield from _new_commits(quarantine, here.graph.has, tips)
-    deepened = sorted(filter(incoming.comes_complete, here.hollow), key=here.graph.generation)
-    claimed = [*deepened, *(c for c in new if not incoming.comes_hollow(c))]
-
-    def parents_of(commit: ObjectId) -> Sequence[ObjectId]:
-        return new[commit] if commit in new else here.graph.parents(commit)
-
-    children = complete_children(here, frozenset(deepened))
-    scope = scope_of(here.subdots)
-    known = ObjectSet()
-    proven: set[FileKey] = set()
-    for commit_id, base in comparisons(claimed, parents_of, here.has_content, children):
-        commit = _read_commit(quarantine, commit_id)
-        old = None if base is None else _read_commit(quarantine, base).root
-        comparison = RootComparison(quarantine, old, commit.root, known, trusted=False, scope=scope)
-        yield from comparison.steps()
-        for chunk, (length, _) in comparison.added.chunks.items():
-            _check_chunk(incoming, commit_id, chunk, length)
-            yield
-        for key, entry in comparison.added.files.items():
-            if key not in proven:
-                yield from check_content(quarantine, entry)
-                proven.add(key)
-        comparison.added.add_to(known)
-    return Arrivals(tuple(new), tuple(claimed))
-
-
-def _check_chunk(incoming: Incoming, commit: ObjectId, chunk: ObjectId, length: int) -> None:
-    found = incoming.chunks.get(chunk)
-    if found is None:
-        if not incoming.quarantine.has(Kind.CHUNK, chunk):
-            raise ObjectMissing(
-                f"commit {commit.hex()[:12]} needs chunk {chunk.hex()[:12]}: never sent"
-            )
-        found = len(incoming.quarantine.read(Kind.CHUNK, chunk))
-    if found != length:
-        raise BadObject(
-            f"commit {commit.hex()[:12]}: chunk {chunk.hex()[:12]} is {found} bytes long, "
-            f"its span {length}"
-        )
-
-
-def _read_commit(quarantine: Quarantine, commit: ObjectId) -> Commit:
-    return commit_from_bytes(quarantine.read(Kind.COMMIT, commit))
-
-
-def _new_commits(
-    quarantine: Quarantine, is_known: Callable[[ObjectId], bool], tips: Iterable[ObjectId]
-) -> Generator[None, None, dict[ObjectId, tuple[ObjectId, ...]]]:
-    """Unknown commits and their parents, in an order with parents first. Hashes rule out cycles."""
-    order: dict[ObjectId, tuple[ObjectId, ...]] = {}
-    parents: dict[ObjectId, tuple[ObjectId, ...]] = {}
-    stack = list(tips)
-    while stack:
-        commit = stack[-1]
-        if commit in order or (commit not in parents and is_known(commit)):
-            stack.pop()
-            continue
-        if commit not in parents:
-            parents[commit] = _read_commit(quarantine, commit).parents
-            yield
-        waiting = [p for p in parents[commit] if p not in order and not is_known(p)]
-        if waiting:
-            stack.extend(waiting)
-            continue
-        stack.pop()
-        order[commit] = parents[commit]
-    return order

@@ -14,7 +14,8 @@ from dmsync.core.events import DotCreated, Event
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import full_name
 from dmsync.engine.background import in_thread, steps_in_thread
-from dmsync.engine.ports import Access, ByteStream, Silent, SyncStore, TargetTree, Verb
+from dmsync.engine.ports import Access, ByteStream, SyncStore, TargetTree, Verb
+from dmsync.engine.progress import SILENT
 from dmsync.engine.session import Session, in_steps
 from dmsync.engine.sync_hollow import (
     Arrivals,
@@ -24,6 +25,7 @@ from dmsync.engine.sync_hollow import (
     scope_of,
     select_for_fetch,
 )
+from dmsync.engine.sync_incoming import Incoming, prove_closure
 from dmsync.engine.sync_opening import (
     NoCommits,
     graph_of,
@@ -33,10 +35,8 @@ from dmsync.engine.sync_opening import (
     require_hollow,
 )
 from dmsync.engine.sync_records import (
-    Incoming,
     Outgoing,
-    joined_records,
-    prove_closure,
+    send_eagerly,
     send_plan_and_wait,
     send_records,
 )
@@ -291,16 +291,12 @@ def _known_state(here: Holding, commit: ObjectId) -> Known:
 
 async def send_outgoing(session: Session, outgoing: Outgoing, window: SendWindow) -> None:
     """Plan and records: all at once when small, else what the receiver's inventory lacks."""
-    eager = outgoing.eager_records()
-    if eager is None:
+    if await in_thread(outgoing.is_small):
+        await session.send(*outgoing.pages(eager=True))
+        await send_eagerly(session, outgoing, window)
+    else:
         await send_plan_and_wait(session, outgoing)
-        await send_records(session, outgoing, window, Silent())
-        return
-    messages: list[Message] = [*outgoing.pages(eager=True)]
-    for joined, count in joined_records(eager):
-        messages.append(Records(joined))
-        window.sent(len(joined), count)
-    await session.send(*messages)
+        await send_records(session, outgoing, window, SILENT)
 
 
 class _Reception:
@@ -342,7 +338,7 @@ class _Reception:
             await in_thread(partial(self._log.record_failure, exc))
             raise
         finally:
-            await in_thread(self._close)
+            await self._close()
 
     def _begin(self, push: Push) -> None:
         self._admit(push)
@@ -353,13 +349,13 @@ class _Reception:
     def _open_quarantine(self, push: Push) -> Incoming:
         reveal = self._named.row is not None and self._may("read")
         objects = self._store.objects(push.dot)
-        self._incoming = Incoming(self._session, objects, Silent(), reveal=reveal)
+        self._incoming = Incoming(self._session, objects, SILENT, reveal=reveal)
         return self._incoming
 
-    def _close(self) -> None:
-        self._log.close()
+    async def _close(self) -> None:
+        await in_thread(self._log.close)
         if self._incoming is not None:
-            self._incoming.quarantine.close()
+            await self._incoming.close()
 
     # --- before data ------------------------------------------------------------------------
 
@@ -460,6 +456,7 @@ class _Reception:
                     self._signatures.take(message, push.transfer)
                 case Update():
                     incoming.check_count(message.records_sent)
+                    await incoming.settle()
                     return message
                 case _:
                     raise ProtocolError(f"{message.TYPE.name} within a push")

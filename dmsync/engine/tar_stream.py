@@ -14,6 +14,7 @@ from dmsync.core.ids import Kind
 from dmsync.core.objects import Entry, EntryKind
 from dmsync.core.pages import ZERO_RUN, Span, file_spans, walk_tree
 from dmsync.engine.file_content import ChunkReader
+from dmsync.engine.progress import Progress
 from dmsync.errors import BadObject
 
 BLOCK_BYTES: Final = tarfile.BLOCKSIZE
@@ -32,8 +33,6 @@ _TYPES: Final = {
 }
 
 Write = Callable[[bytes], object]
-Progress = Callable[[int, int], None]
-"""Called now and then with (bytes of content written, files written) so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class TarStream:
             self._add_header(path, entry, _TYPES[entry.kind], link=entry.link_target, size=0)
         self.files += entry.kind is not EntryKind.DIRECTORY
         if self._progress is not None:
-            self._progress(self.bytes_written, self.files)
+            self._progress.reached(self.bytes_written, self.files)
 
     def finish(self) -> None:
         """The two empty blocks at the end, and what fills the last record."""

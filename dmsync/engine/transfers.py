@@ -1,7 +1,6 @@
 """The record of a transfer in the log: begun when something moves, finished in every case."""
 
 import os
-from secrets import token_bytes
 
 from dmsync.core.events import Event, TransferFinished, TransferStarted
 from dmsync.core.ids import DotId
@@ -23,7 +22,7 @@ class TransferLog:
     def __init__(
         self, store: SyncStore, *, direction: str, remote: str, command: str, actor: str
     ) -> None:
-        self.id = token_bytes(16)
+        self.id = os.urandom(16)
         self.command = command
         self.actor = actor
         self.dot: DotId | None = None

@@ -11,10 +11,10 @@ from dmsync.core.graph import ancestors_difference
 from dmsync.core.ids import ObjectId
 from dmsync.core.objects import Commit
 from dmsync.engine import trees
-from dmsync.engine.capture import Progress
 from dmsync.engine.differences import Change
 from dmsync.engine.merging.lifecycle import MergeRequest, start_merge
 from dmsync.engine.merging.state import ConflictInfo, refuse_merging
+from dmsync.engine.progress import Progress
 from dmsync.engine.revision_lookup import resolve_range
 from dmsync.engine.store import Store
 from dmsync.errors import NotFound, UsageError

@@ -7,8 +7,7 @@ switched is in engine/switching.py.
 
 import contextlib
 import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,14 +27,16 @@ from dmsync.core.pages import (
     directory_entries,
     find_entry,
 )
-from dmsync.engine.capture import CaptureResult, Progress, capture_tree, status_of_tree
+from dmsync.engine.capture import CaptureResult, capture_tree, status_of_tree
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.file_content import ChunkWriter
+from dmsync.engine.progress import Progress
 from dmsync.engine.store import Store
 from dmsync.engine.tree_users import refuse_in_use
 from dmsync.errors import CaptureFailed, WouldLose
 from dmsync.storage.catalog_rows import ConflictRow, MergeRow
 from dmsync.storage.durable import make_directory_durable
+from dmsync.storage.pack_writer import NewChunk, PreparedChunk
 from dmsync.storage.stat_cache import StatCache
 
 DEFAULT_SUBDOT: Final = b"__default__"
@@ -86,10 +87,11 @@ class _DryWriter:
         self._store = store
         self._pages: dict[ObjectId, bytes] = {}
 
-    def put(
-        self, kind: Kind, data: bytes, *, base: ObjectId | None = None, similar: bool = False
-    ) -> ObjectId:
-        return object_id(kind, data)
+    def prepare(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
+        return []
+
+    def put_prepared(self, chunks: Sequence[PreparedChunk]) -> None:
+        pass
 
     def write_page(self, data: bytes, base: ObjectId | None) -> ObjectId:
         page = object_id(Kind.PAGE, data)
@@ -196,7 +198,9 @@ def settle_places(store: Store, dot: DotId) -> None:
 def discard_place(store: Store, dot: DotId, place: TreePlace) -> None:
     """Remove the managed tree of a deleted branch, whose state has been stored."""
     assert not place.attached, "an attached directory is the user's"
-    shutil.rmtree(place.path)
+    from shutil import rmtree  # slow to import, and rarely needed
+
+    rmtree(place.path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(place.stat_path)
 
@@ -228,7 +232,7 @@ def check_place(store: Store, dot: DotId, place: TreePlace, *, accept_moved: boo
 # --- what changed --------------------------------------------------------------------------------
 
 
-def status(store: Store, dot: DotId) -> StatusReport:
+def status(store: Store, dot: DotId, progress: Progress | None = None) -> StatusReport:
     """Uncommitted changes of the current branch's tree. Reads only; waits for nothing."""
     branch = store.catalog.head(dot)
     tip = branch_tip(store, dot, branch)
@@ -243,7 +247,7 @@ def status(store: Store, dot: DotId) -> StatusReport:
         check_place(store, dot, place, accept_moved=False)
     except CaptureFailed as problem:
         return StatusReport(branch, tip, [], 0, False, problem=problem)
-    changes = tree_changes(store, dot, place, store.root(dot, tip))
+    changes = tree_changes(store, dot, place, store.root(dot, tip), progress)
     switching = any(switch.branch == branch for switch in store.catalog.switches(dot))
     return StatusReport(
         branch,
@@ -261,7 +265,13 @@ def _bytes_of(changes: Iterable[Change]) -> int:
     return sum(change.new.size for change in changes if change.new and not change.metadata_only)
 
 
-def tree_changes(store: Store, dot: DotId, place: TreePlace, against: Entry) -> list[Change]:
+def tree_changes(
+    store: Store,
+    dot: DotId,
+    place: TreePlace,
+    against: Entry,
+    progress: Progress | None = None,
+) -> list[Change]:
     """Changes that lead from `against` to the live tree, sorted by path; stores nothing."""
     cache = StatCache.load(place.stat_path)
     if cache is None or cache.root == against:
@@ -274,18 +284,21 @@ def tree_changes(store: Store, dot: DotId, place: TreePlace, against: Entry) -> 
             now_ns=store.clock()[0],
             root_metadata=place.root_metadata,
             scope=store.scope(dot),
+            progress=progress,
         ).changes
     # The tree was last known as something else (a working snapshot came back): what the cache
     # vouches for belongs to that state, so the tree is read against it and compared afterwards.
     writer = _DryWriter(store.objects(dot))
-    live = capture(store, dot, place, writer, None)
+    live = capture(store, dot, place, writer, progress)
     return tree_differences(writer, against, live.root)
 
 
-def live_root(store: Store, dot: DotId, place: TreePlace) -> tuple[PageReader, Entry]:
+def live_root(
+    store: Store, dot: DotId, place: TreePlace, progress: Progress | None = None
+) -> tuple[PageReader, Entry]:
     """The live tree as it would be recorded now, and a reader of its pages; stores nothing."""
     writer = _DryWriter(store.objects(dot))
-    return writer, capture(store, dot, place, writer, None).root
+    return writer, capture(store, dot, place, writer, progress).root
 
 
 def changes_towards(store: Store, dot: DotId, place: TreePlace, target: Entry) -> list[Change]:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from secrets import randbits, token_bytes
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
 
 from dmsync.core.encoding import decode, encode
@@ -52,11 +51,12 @@ from dmsync.storage.catalog_rows import (
     TreeRow,
     WorkingRow,
 )
+from dmsync.storage.commit_projection import ReadCommit
 from dmsync.storage.durable import fsync_directory, remove_if_there, storage_errors
 from dmsync.storage.event_log import START, EventLog, Position
 from dmsync.storage.layout import Layout, open_store
 from dmsync.storage.locks import FileLock
-from dmsync.storage.projections import Projection, ReadCommit, ReadTag
+from dmsync.storage.projections import Projection, ReadTag
 
 if TYPE_CHECKING:
     from tempfile import TemporaryDirectory
@@ -584,10 +584,10 @@ class Catalog(CatalogQueries):
         operation = Operation(
             position.last_seq + 1,
             self._clock_ns(),
-            token_bytes(UNIQUE_ID_BYTES),
+            os.urandom(UNIQUE_ID_BYTES),
             "recover",
             "",
-            (EpochStarted(randbits(63)),),
+            (EpochStarted(int.from_bytes(os.urandom(8), "big") >> 1),),
         )
         self._log.append(operation, position)
         connection = self._connect(read_only=False)
@@ -635,7 +635,7 @@ class Catalog(CatalogQueries):
         operation = Operation(
             position.last_seq + 1,
             self._clock_ns(),
-            op_id if op_id is not None else token_bytes(UNIQUE_ID_BYTES),
+            op_id if op_id is not None else os.urandom(UNIQUE_ID_BYTES),
             _storable(command),
             _storable(actor),
             (),

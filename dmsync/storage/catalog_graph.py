@@ -32,7 +32,7 @@ class CatalogGraph:
 
     _COLUMNS: Final = (
         "c.id, c.rid, c.generation, c.first_parent_depth, p.id, p.rid, j.id, j.rid, c.is_merge, "
-        "c.corrected_date_ns "
+        "c.corrected_date_ns, c.reachable "
         "FROM commits c LEFT JOIN commits p ON p.rid = c.first_parent "
         "JOIN commits j ON j.rid = c.jump"
     )
@@ -94,6 +94,10 @@ class CatalogGraph:
     def corrected_date_ns(self, commit: ObjectId) -> int:
         """The commit's own time, but later than its parents': what a log is sorted by."""
         return int(self._node(commit)[9])
+
+    def reachable_count(self, commit: ObjectId) -> int:
+        """Number of commits reachable from it, itself included."""
+        return int(self._node(commit)[10])
 
     def first_parent_depth(self, commit: ObjectId) -> int:
         return int(self._node(commit)[3])

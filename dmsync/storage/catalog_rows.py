@@ -1,12 +1,11 @@
 """What the catalog's queries return."""
 
-from dataclasses import dataclass
-
 from dmsync.core.events import Capture
 from dmsync.core.ids import DotId, ObjectId
+from dmsync.core.values import plain_value_type
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class DotRow:
     """`head` is the current branch, perhaps unborn; `trash` is None unless the dot is deleted."""
 
@@ -19,7 +18,7 @@ class DotRow:
     trash: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class RefRow:
     """`name` is the full name (`branch/x`); `origin` the branch it stems from; `seq` that of the
     event that last changed it."""
@@ -34,7 +33,7 @@ class RefRow:
         return self.name.partition("/")[2]
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class CommitRow:
     """`learnt_ns` is when this store learnt of the commit, by its own clock; a hollow commit is
     known by its record alone: its content never came (shallow) or went (pruned)."""
@@ -48,7 +47,7 @@ class CommitRow:
     is_hollow: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class SwitchRow:
     """A tree that was being switched: finish this before anything else."""
 
@@ -58,7 +57,7 @@ class SwitchRow:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class TreeRow:
     """The attached directory; `branch` is materialised in it unless `switching_to` is set."""
 
@@ -70,7 +69,7 @@ class TreeRow:
     switching_to: SwitchRow | None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class WorkingRow:
     branch: str
     commit: ObjectId
@@ -78,14 +77,14 @@ class WorkingRow:
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class RemoteRow:
     name: str
     url: str
     dm_command: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class ObservedRow:
     """How far a remote's log has been read for one dot."""
 
@@ -94,7 +93,7 @@ class ObservedRow:
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class ReflogRow:
     seq: int
     time_ns: int
@@ -106,7 +105,7 @@ class ReflogRow:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class OperationRow:
     """One command's place in the log; `Catalog.events_of` reads its events."""
 
@@ -120,7 +119,7 @@ class OperationRow:
     record_offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class TransferRow:
     """`status` is None while the transfer runs (or was killed)."""
 
@@ -135,7 +134,7 @@ class TransferRow:
     summary: tuple[tuple[str, str | int | None], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class MergeRow:
     """A merge, cherry-pick, revert or stash pop under way; see core.events.MergeStarted."""
 
@@ -149,7 +148,7 @@ class MergeRow:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class ConflictRow:
     """`detail` is what the driver that found it recorded; `resolved` says how, None while open."""
 

@@ -9,10 +9,10 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from secrets import token_hex
 from typing import IO
 
 from dmsync.errors import StorageFailed, StorageFull
+from dmsync.storage.stages import stage
 
 Path = str | bytes
 
@@ -38,7 +38,8 @@ def fsync_directory(path: Path) -> None:
     with storage_errors(f"syncing directory {os.fsdecode(path)}"):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(fd)
+            with stage("sync"):
+                os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -71,7 +72,7 @@ def whole_file(path: Path, *, mode: int) -> Iterator[IO[bytes]]:
     target = os.path.abspath(os.fsencode(path))
     directory, name = os.path.split(target)
     # Cut: a name of 255 bytes leaves no room for more.
-    temporary = os.path.join(directory, name[:200] + b".tmp-" + token_hex(8).encode())
+    temporary = os.path.join(directory, name[:200] + b".tmp-" + os.urandom(8).hex().encode())
     with storage_errors(f"writing {os.fsdecode(target)}"):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
@@ -79,7 +80,8 @@ def whole_file(path: Path, *, mode: int) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 # The rename must not reach the disk before the bytes do.
-                os.fsync(fd)
+                with stage("sync"):
+                    os.fsync(fd)
             os.rename(temporary, target)
         except BaseException:
             remove_if_there(temporary)

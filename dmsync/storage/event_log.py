@@ -18,6 +18,7 @@ from dmsync.core.encoding import decode, encode
 from dmsync.core.events import Operation, operation_from_value
 from dmsync.errors import BadObject, Corruption, FormatUnsupported, StorageFailed
 from dmsync.storage.durable import storage_errors, write_file_atomic
+from dmsync.storage.stages import stage
 
 SEGMENT_BYTES_MAX: Final = 64 * 1024 * 1024
 """A segment that has reached this size gets no more records."""
@@ -497,5 +498,5 @@ class _WritableSegment:
             pass
 
     def sync(self) -> None:
-        with storage_errors(f"syncing {self._path}"):
+        with storage_errors(f"syncing {self._path}"), stage("sync"):
             os.fsync(self._file)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import stat
 from dataclasses import dataclass
 from typing import Any, Final
@@ -200,7 +199,9 @@ def _remove_remnant(layout: Layout) -> None:
             f"{layout.home} is not empty and no store", hint="choose another DM_HOME"
         )
     if os.path.isdir(layout.events_dir):
-        shutil.rmtree(layout.events_dir)
+        from shutil import rmtree  # slow to import, and rarely needed
+
+        rmtree(layout.events_dir)
 
 
 def open_store(home: str, *, writing: bool = True) -> Layout:

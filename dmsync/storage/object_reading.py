@@ -6,16 +6,19 @@ collisions of short keys and damaged copies cost time and nothing else.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
 from threading import RLock
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from dmsync.core.ids import Kind, ObjectId, object_id, short_key
 from dmsync.core.records import STEPS_MAX, Encoding, Record, decode_record
 from dmsync.errors import BadObject, Corruption, HashMismatch, ObjectMissing
+from dmsync.storage.chain_reading import Decoded, Outcome, read_chains
 from dmsync.storage.packs import Place
+
+__all__ = ["Decoded", "DecodedCache", "ObjectReader", "RecordSource", "decode_with_bases"]
 
 CACHE_BYTES_MAX: Final = 32 * 1024 * 1024
 _ALTERNATIVES_MAX: Final = 64
@@ -33,19 +36,13 @@ class RecordSource(Protocol):
         """The record at a place this source named. Raises Corruption."""
         ...
 
+    def first_places(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
+        """One candidate for each key that has any."""
+        ...
 
-class Decoded(NamedTuple):
-    """An object's bytes and what reading them takes.
-
-    `steps` counts frames decoded when nothing is cached; `full_bytes` and `patch_bytes` are the
-    stored bytes of the frame its chain starts with and of those that follow.
-    """
-
-    kind: Kind
-    data: bytes
-    steps: int
-    full_bytes: int
-    patch_bytes: int
+    def load_many(self, places: Sequence[Place]) -> dict[Place, Record]:
+        """The records at those places that this source named and that can be read."""
+        ...
 
 
 def decode_with_bases(record: Record, bases: Sequence[Decoded]) -> Decoded:
@@ -105,6 +102,22 @@ class _Pending:
             raise _unreadable(self.place, exc.message) from exc
 
 
+class _Outcomes:
+    """Iterates over results; one that is an error is raised and does not end the iteration."""
+
+    def __init__(self, outcomes: Iterator[Outcome]) -> None:
+        self._outcomes = outcomes
+
+    def __iter__(self) -> "_Outcomes":
+        return self
+
+    def __next__(self) -> Decoded | None:
+        outcome = next(self._outcomes)
+        if isinstance(outcome, Corruption):
+            raise outcome
+        return outcome
+
+
 class ObjectReader:
     """Reads through `sources` in order. Safe to use from several threads."""
 
@@ -124,16 +137,60 @@ class ObjectReader:
             found = self._locate(kind, oid)
             return found[1] if found else None
 
+    def find_many(
+        self, kind: Kind, ids: Iterable[ObjectId], *, earlier: bool = False
+    ) -> Iterator[Decoded | None]:
+        """What `find` gives for each id, in order, with bounded memory and many at once.
+
+        An object that cannot be read raises when its turn comes, as `find` would; the iteration
+        may go on behind it.
+        """
+
+        def exactly(oid: ObjectId) -> Outcome:
+            try:
+                return self.find(kind, oid)
+            except Corruption as exc:
+                return exc
+
+        return _Outcomes(read_chains(self, kind, ids, exactly, earlier=earlier))
+
+    # What read_chains asks for, under the lock.
+
+    def first_places(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
+        """One candidate for each key that has any, of the first source that has one."""
+        found: dict[bytes, Place] = {}
+        with self._lock:
+            for source in self._sources:
+                found = source.first_places([key for key in keys if key not in found]) | found
+        return found
+
+    def load_many(self, places: Sequence[Place]) -> dict[Place, Record]:
+        """The records at places that `first_places` named; unreadable ones are left out."""
+        found: dict[Place, Record] = {}
+        with self._lock:
+            for source in self._sources:
+                found |= source.load_many([place for place in places if place not in found])
+        return found
+
+    def cached(self, place: Place) -> Decoded | None:
+        """What was decoded before and is still held."""
+        with self._lock:
+            return self._cache.get(place)
+
+    def remember(self, place: Place, decoded: Decoded) -> None:
+        """Hold an object that is likely to be read again."""
+        with self._lock:
+            self._cache.put(place, decoded)
+
     def find_record(self, kind: Kind, oid: ObjectId) -> Record | None:
         """The stored form of an object, after verifying it. Raises as `find`."""
         with self._lock:
-            found = self._locate(kind, oid)
-            if found is None:
-                return None
-            for source, place in self._places(short_key(oid)):
-                if place == found[0]:
-                    return source.load(place)
-            raise AssertionError("a place that was read is named again")
+            while (found := self._locate(kind, oid)) is not None:
+                for source, place in self._places(short_key(oid)):
+                    if place == found[0]:
+                        return source.load(place)
+                # Its pack has just been joined with others: it is found elsewhere now.
+            return None
 
     def decode(self, record: Record) -> Decoded:
         """Decode a record that is in no source yet; its hash is the caller's to judge.

@@ -6,8 +6,10 @@ incoming data through storage.quarantine. Source: protocol/PACKS.md.
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import tee
 from threading import RLock
 from typing import TYPE_CHECKING, Final, Self
 
@@ -22,6 +24,7 @@ from dmsync.errors import (
 )
 from dmsync.storage.durable import fsync_directory, make_directory_durable, storage_errors
 from dmsync.storage.object_reading import DecodedCache, ObjectReader
+from dmsync.storage.pack_consolidation import consolidate
 from dmsync.storage.pack_index import PackIndex
 from dmsync.storage.packs import (
     HEADER_BYTES,
@@ -30,18 +33,21 @@ from dmsync.storage.packs import (
     PackBuilder,
     PackInfo,
     Place,
+    RecordFile,
     check_header,
     iterate_file_records,
     pack_hash_matches,
     read_footer,
     read_record,
 )
+from dmsync.storage.stored_records import find_records
 
 if TYPE_CHECKING:
     from dmsync.storage.pack_writer import PackWriter
 
-OPEN_PACKS_MAX: Final = 64
-"""File descriptors kept for reading, of the 1,024 a process usually has."""
+OPEN_PACKS_MAX: Final = 256
+"""File descriptors kept for reading, of the 1,024 a process usually has. One window of chains
+takes turns among the packs of many commits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,40 +60,78 @@ class Problem:
     message: str
 
 
+Checked = Callable[[str, int], object]
+"""Told a pack's name and how many of its bytes are checked."""
+
+
+def _tell_nobody(pack: str, checked_bytes: int) -> None:
+    pass
+
+
 class SealedPacks:
     """The sealed packs of a dot as a RecordSource, with a bounded number of open files."""
 
     def __init__(self, dot_dir: str) -> None:
         self.directory = os.path.join(dot_dir, "packs")
         self.index = PackIndex(dot_dir)
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open: OrderedDict[str, RecordFile] = OrderedDict()
 
     def places(self, key: bytes) -> list[Place]:
         return self.index.places(key)
 
     def load(self, place: Place) -> Record:
-        return read_record(self.file(place.pack), place)
+        return read_record(*self._file_of(place))
+
+    def _file_of(self, place: Place) -> tuple[int, Place]:
+        """The file that holds a record, and its place there: as named, or where it has gone since
+        its pack was joined with others. Raises Corruption when it is gone."""
+        while True:
+            try:
+                return self.file(place.pack), place
+            except Corruption:
+                moved = self.index.current_place(place)
+                if moved is None:
+                    raise
+                place = moved
+
+    def first_places(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
+        return self.index.first_places(keys)
+
+    def load_many(self, places: Iterable[Place]) -> dict[Place, Record]:
+        """As `load`, of many; what cannot be read is left out."""
+        offsets: dict[str, list[int]] = {}
+        for place in sorted(places):
+            offsets.setdefault(place.pack, []).append(place.offset)
+        found: dict[Place, Record] = {}
+        for pack, ascending in offsets.items():
+            for offset in ascending:
+                with suppress(Corruption, OSError):
+                    found[Place(pack, offset)] = self._opened(pack).record_nearby(offset)
+        return found
 
     def file(self, name: str) -> int:
         """A descriptor for reading, valid until the next call. Raises Corruption when gone."""
-        fd = self._open.get(name)
-        if fd is not None:
+        return self._opened(name).fd
+
+    def _opened(self, name: str) -> RecordFile:
+        opened = self._open.get(name)
+        if opened is not None:
             self._open.move_to_end(name)
-            return fd
+            return opened
         with storage_errors(f"opening pack {name}"):
             try:
                 path = os.path.join(self.directory, name)
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError as exc:
                 raise Corruption(f"pack {name} is missing", pack=name) from exc
-        self._open[name] = fd
+        self._open[name] = opened = RecordFile(fd, name)
         if len(self._open) > OPEN_PACKS_MAX:
-            os.close(self._open.popitem(last=False)[1])
-        return fd
+            self._open.popitem(last=False)[1].close()
+        return opened
 
     def close(self) -> None:
         while self._open:
-            os.close(self._open.popitem()[1])
+            self._open.popitem()[1].close()
         self.index.close()
 
 
@@ -124,6 +168,15 @@ class ObjectStore:
             raise self.missing(kind, oid)
         return found.data
 
+    def read_many(self, kind: Kind, ids: Iterable[ObjectId]) -> Iterator[bytes]:
+        """What `read` gives for each id, in order, with bounded memory and many at once.
+
+        Raises, when the turn of an object comes that cannot be read, what `read` would.
+        """
+        wanted, asked = tee(ids)
+        for oid, found in zip(asked, self._reader.find_many(kind, wanted), strict=True):
+            yield found.data if found is not None else self.read(kind, oid)
+
     def read_chunk(self, oid: ObjectId) -> bytes:
         return self.read(Kind.CHUNK, oid)
 
@@ -153,6 +206,20 @@ class ObjectStore:
         if record is None:
             raise self.missing(kind, oid)
         return record
+
+    def stored_records(self, kind: Kind, ids: Iterable[ObjectId]) -> Iterator[Record]:
+        """What `stored_record` gives for each id, in order, many at once in bounded memory."""
+        wanted, asked = tee(ids)
+        for oid, record in zip(asked, find_records(self._reader, kind, wanted), strict=True):
+            yield record if record is not None else self.stored_record(kind, oid)
+
+    def unverified_records(self, ids: Sequence[ObjectId]) -> dict[ObjectId, Record]:
+        """What is probably the stored form of some objects, for planning: nothing is decoded, and
+        what cannot be read is left out."""
+        places = self._reader.first_places([short_key(oid) for oid in ids])
+        records = self._reader.load_many(list(places.values()))
+        found = ((oid, places.get(short_key(oid))) for oid in ids)
+        return {oid: records[place] for oid, place in found if place in records}
 
     def missing(self, kind: Kind, oid: ObjectId) -> ObjectMissing | ContentAbsent:
         """The error for an object that is nowhere; names damaged packs that may have had it."""
@@ -204,6 +271,7 @@ class ObjectStore:
             fsync_directory(self.sealed.directory)
             with self.lock:
                 self.sealed.index.add(sealed)
+                consolidate(self.sealed.index, self.sealed.directory, self.dot_id)
         return tuple(info for info, _ in sealed)
 
     # --- the whole ----------------------------------------------------------------------------
@@ -216,28 +284,39 @@ class ObjectStore:
         """Bytes of all sealed packs."""
         return sum(pack.bytes for pack in self.packs())
 
-    def check(self, *, full: bool) -> Iterator[Problem]:
+    def check(self, *, full: bool, checked: Checked = _tell_nobody) -> Iterator[Problem]:
         """Problems found, pack by pack; none when all is sound.
 
         Quick: sizes, header, trailer and table of each pack, and that the index agrees. Full: also
-        each file's hash, and each record decoded and compared with its key.
+        each file's hash, and each record decoded and compared with its key. `checked` is called
+        with a pack's name and how many of its bytes are done.
         """
+        indexed = {pack.name for pack in self.packs()}  # first: what is sealed is indexed last
         with storage_errors(f"listing {self.sealed.directory}"):
             names = sorted(
                 name for name in os.listdir(self.sealed.directory) if name.endswith(PACK_SUFFIX)
             )
-        indexed = {pack.name for pack in self.packs()}
         for name in sorted(indexed - set(names)):
-            yield Problem(name, None, None, "the file is missing")
+            if not self._was_joined(name):
+                yield Problem(name, None, None, "the file is missing")
+        with self.lock:
+            leftovers = self.sealed.index.replaced()
         for name in names:
-            yield from self._check_pack(name, full=full)
+            if name not in leftovers:
+                yield from self._check_pack(name, checked, full=full)
 
-    def _check_pack(self, name: str, *, full: bool) -> Iterator[Problem]:
+    def _was_joined(self, name: str) -> bool:
+        """Whether the pack's records are in another one by now."""
+        with self.lock:
+            return self.sealed.index.current_place(Place(name, HEADER_BYTES)) is not None
+
+    def _check_pack(self, name: str, checked: Checked, *, full: bool) -> Iterator[Problem]:
         try:
             with self.lock:
                 fd = os.dup(self.sealed.file(name))
         except Corruption as exc:
-            yield Problem(name, None, None, exc.message)
+            if not self._was_joined(name):
+                yield Problem(name, None, None, exc.message)
             return
         try:
             try:
@@ -252,7 +331,8 @@ class ObjectStore:
             if full:
                 if not pack_hash_matches(fd, name):
                     yield Problem(name, None, None, "its hash is not the one it states")
-                yield from self._check_records(name, fd, footer)
+                yield from self._check_records(name, fd, footer, checked)
+            checked(name, footer.records_end)
         finally:
             os.close(fd)
 
@@ -264,12 +344,15 @@ class ObjectStore:
                 yield Problem(name, offset, key, "the index does not have it")
                 return
 
-    def _check_records(self, name: str, fd: int, footer: Footer) -> Iterator[Problem]:
+    def _check_records(
+        self, name: str, fd: int, footer: Footer, checked: Checked
+    ) -> Iterator[Problem]:
         place = Place(name, HEADER_BYTES)
         expected = dict(zip(footer.offsets, footer.keys, strict=True))
         try:
             for record, start, _ in iterate_file_records(fd, HEADER_BYTES, footer.records_end):
                 place = Place(name, start)
+                checked(name, start)
                 key = expected.pop(start, None)
                 if key is None:
                     yield Problem(name, start, None, "a record that the table does not have")

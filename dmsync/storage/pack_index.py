@@ -11,7 +11,7 @@ there, or built for this process alone when it does not say what the packs direc
 import math
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -20,9 +20,16 @@ from dmsync.errors import Corruption, StorageFailed, StorageFull
 from dmsync.storage import schema
 from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors
 from dmsync.storage.locks import FileLock
+from dmsync.storage.pack_consolidation import JOINED_PACKS_MAX, JoinedPack
 from dmsync.storage.packs import PACK_SUFFIX, Footer, PackInfo, Place, read_footer
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+REPLACED_KEPT: Final = 2 * JOINED_PACKS_MAX
+"""Packs that were joined into others and whose records can be asked for by their old places: what
+may happen between somebody's look-up and his read."""
+_KEYS_PER_LOOKUP: Final = 256
+_CACHE_KIB: Final = 16 * 1024
+"""Taken as needed: keys are random, so chains touch every page of the table again and again."""
 _BUSY_TIMEOUT_S: Final = 30.0
 """Writers hold the lock file; a reader only ever waits for a checkpoint's last step."""
 
@@ -35,6 +42,10 @@ CREATE TABLE objects (
     key INTEGER NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
     PRIMARY KEY (key, pack, offset)
 ) WITHOUT ROWID;
+CREATE TABLE replaced (
+    number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+    pack INTEGER NOT NULL, shift INTEGER NOT NULL
+);
 """
 
 
@@ -68,7 +79,24 @@ class PackIndex:
     def places(self, key: bytes) -> list[Place]:
         """Records that may be the object, in no order; may be empty."""
         rows = self._select("SELECT pack, offset FROM objects WHERE key = ?", (_signed(key),))
+        if not all(rid in self._names for rid, _ in rows):
+            # Another process added packs, or joined them since: names and rows of one moment.
+            self._names.update(self._select("SELECT rid, name FROM packs", ()))
+            rows = self._select("SELECT pack, offset FROM objects WHERE key = ?", (_signed(key),))
         return [Place(self._pack_name(rid), offset) for rid, offset in rows]
+
+    def first_places(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
+        """One record for each key that has any, with one look-up for many keys."""
+        found: dict[bytes, Place] = {}
+        for start in range(0, len(keys), _KEYS_PER_LOOKUP):
+            numbers = {_signed(key): key for key in keys[start : start + _KEYS_PER_LOOKUP]}
+            marks = ",".join("?" * len(numbers))
+            rows = self._select(
+                f"SELECT key, pack, offset FROM objects WHERE key IN ({marks})", tuple(numbers)
+            )
+            for number, rid, offset in rows:
+                found.setdefault(numbers[number], Place(self._pack_name(rid), offset))
+        return found
 
     def has_key(self, key: bytes) -> bool:
         return bool(self._select("SELECT 1 FROM objects WHERE key = ? LIMIT 1", (_signed(key),)))
@@ -90,6 +118,24 @@ class PackIndex:
         """Sealed packs, oldest known first."""
         rows = self._select("SELECT name, bytes, records FROM packs ORDER BY rid", ())
         return [PackInfo(*row) for row in rows]
+
+    def current_place(self, place: Place) -> Place | None:
+        """Where the record is now that was at `place` before its pack was joined with others."""
+        rows = self._select(
+            "SELECT p.name, r.shift FROM replaced r JOIN packs p ON p.rid = r.pack "
+            "WHERE r.name = ?",
+            (place.pack,),
+        )
+        return Place(rows[0][0], place.offset + rows[0][1]) if rows else None
+
+    def replaced(self) -> set[str]:
+        """Packs whose records are all in one of `packs` now: their files are to be removed."""
+        rows = self._select(
+            "SELECT name FROM replaced WHERE pack IN (SELECT rid FROM packs) "
+            "AND name NOT IN (SELECT name FROM packs)",
+            (),
+        )
+        return {row[0] for row in rows}
 
     def _pack_name(self, rid: int) -> str:
         name = self._names.get(rid)
@@ -116,6 +162,9 @@ class PackIndex:
         known = {row[0] for row in self._select("SELECT name FROM packs", ())}
         if listed - self.unreadable == known:
             return
+        listed -= self.replaced()  # removing them was cut short
+        if listed - self.unreadable == known:
+            return
 
         def change() -> None:
             for name in known - listed:
@@ -137,6 +186,52 @@ class PackIndex:
                 self._insert(info, footer)
 
         self._change(change)
+
+    def replace(self, join: Callable[[list[PackInfo]], JoinedPack | None]) -> bool:
+        """Let `join` make a pack that holds all records of others, given all packs, and index it
+        in their place, in one transaction. False when it did not.
+
+        The files of those it replaces may go when this returns.
+        """
+        if self._is_private:
+            return False
+        joined: JoinedPack | None = None
+
+        def change() -> None:
+            nonlocal joined
+            joined = join(self.packs())
+            if joined is not None:
+                self._replace(joined)
+
+        self._change(change)
+        return joined is not None
+
+    def _replace(self, joined: JoinedPack) -> None:
+        self._insert(joined.info, joined.footer)
+        (new,) = self._db.execute(
+            "SELECT rid FROM packs WHERE name = ?", (joined.info.name,)
+        ).fetchone()
+        for name, footer, shift in joined.parts:
+            (old,) = self._db.execute("SELECT rid FROM packs WHERE name = ?", (name,)).fetchone()
+            self._db.executemany(
+                "DELETE FROM objects WHERE key = ? AND pack = ? AND offset = ?",
+                [
+                    (_signed(key), old, offset)
+                    for key, offset in zip(footer.keys, footer.offsets, strict=True)
+                ],
+            )
+            self._db.execute("DELETE FROM packs WHERE rid = ?", (old,))
+            self._db.execute(
+                "UPDATE replaced SET pack = ?, shift = shift + ? WHERE pack = ?", (new, shift, old)
+            )
+            self._db.execute(
+                "INSERT OR REPLACE INTO replaced (name, pack, shift) VALUES (?, ?, ?)",
+                (name, new, shift),
+            )
+        self._db.execute(
+            "DELETE FROM replaced WHERE number <= (SELECT max(number) FROM replaced) - ?",
+            (REPLACED_KEPT,),
+        )
 
     def _insert(self, info: PackInfo, footer: Footer) -> None:
         cursor = self._db.execute(
@@ -350,6 +445,7 @@ class PackIndex:
             db.execute("PRAGMA journal_mode=WAL").fetchall()
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute("PRAGMA wal_autocheckpoint=0")
+            db.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         except sqlite3.DatabaseError as exc:
             if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
                 db.close()

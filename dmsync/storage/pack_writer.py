@@ -1,11 +1,13 @@
 """Writing one pack: new objects, each stored in the smallest form that stays cheap to read.
 
-Memory is bounded: objects without a good base wait in a batch of a few MiB, so that two threads
-compress them at once; pages for the similarity search are limited by core.similarity.
+Choosing a form is the costly part. Chunks go through it many at once and on any thread
+(`prepare`); one thread then puts the results in order, so that the same objects give the same pack
+whatever the threads did. Pages for the similarity search are limited by core.similarity.
 """
 
 import os
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from dmsync.core.delta import (
     PATCH_LEVEL,
@@ -14,7 +16,6 @@ from dmsync.core.delta import (
     compress,
     compress_all,
     compress_with_prefix,
-    looks_incompressible,
     select_pages,
 )
 from dmsync.core.ids import Kind, ObjectId, object_id, short_key
@@ -33,14 +34,14 @@ from dmsync.errors import BadObject, Corruption
 from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors
 from dmsync.storage.object_reading import Decoded, ObjectReader
 from dmsync.storage.packs import PACK_BYTES_MAX, PackBuilder, PackInfo, Place
+from dmsync.storage.stages import stage
 
 if TYPE_CHECKING:
     from dmsync.storage.object_store import ObjectStore
 
 TEMPORARY_PREFIX: Final = "tmp-"
-BATCH_BYTES: Final = 8 * 1024 * 1024
-"""Enough for two threads to be worth starting, small against the memory of a commit."""
-_BATCHED_BYTES_MIN: Final = 4096
+_SIMILAR_BYTES_MIN: Final = 4096
+"""Smaller chunks do not look for similar pages: naming one takes a tenth of their frame."""
 PATCHES_PER_FULL: Final = 4
 """A chain is renewed when its patches are stored in more than this many times its full frame."""
 RENEWAL_STEPS: Final = (24, 40)
@@ -54,6 +55,36 @@ _PREFIX_SHARE: Final = 0.75
 """With more pages changed than this the whole base is a better prefix than the pages."""
 _IDS_REMEMBERED: Final = 65_536
 _OFFSET_BITS: Final = 40
+
+
+class NewChunk(NamedTuple):
+    """A chunk to store under its id. `base` is the chunk it replaces, if any: a hint."""
+
+    id: ObjectId
+    data: bytes | memoryview
+    base: ObjectId | None
+
+
+class PreparedChunk(NamedTuple):
+    """A chunk in the form it will be stored in, unless similar pages make a smaller one.
+
+    `data` are its bytes when it may look for such pages, else empty; `replaced` is what it is a
+    delta of.
+    """
+
+    id: ObjectId
+    record: Record
+    data: bytes = b""
+    replaced: "Replaced | None" = None
+
+
+class Replaced(NamedTuple):
+    """The object that a new one takes the place of, and in which 4 KiB pages they differ (none
+    when that was not asked)."""
+
+    id: ObjectId
+    decoded: Decoded
+    pages: Sequence[int] = ()
 
 
 class BuiltPacks:
@@ -70,6 +101,19 @@ class BuiltPacks:
         offset = builder.append(record, key)
         self.note(len(self.builders) - 1, offset, key)
         return Place(builder.name, offset)
+
+    def append_joined(
+        self, records: bytes | memoryview, lengths: Sequence[int], keys: Sequence[bytes]
+    ) -> list[Place]:
+        """Append records that lie one behind the other, of these lengths and short keys."""
+        builder, number = self.builders[-1], len(self.builders) - 1
+        offset = builder.append_joined(records, lengths, keys)
+        places = []
+        for length, key in zip(lengths, keys, strict=True):
+            self.note(number, offset, key)
+            places.append(Place(builder.name, offset))
+            offset += length
+        return places
 
     def note(self, number: int, offset: int, key: bytes) -> None:
         """Remember a record of builder `number`; one integer each, for millions of them."""
@@ -91,6 +135,14 @@ class BuiltPacks:
         builder = next(b for b in self.builders if b.name == place.pack)
         return builder.read(place.offset)
 
+    def first_places(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
+        first = self._first
+        return {key: self._place(first[key]) for key in keys if key in first}
+
+    def load_many(self, places: Iterable[Place]) -> dict[Place, Record]:
+        names = {builder.name for builder in self.builders}
+        return {place: self.load(place) for place in places if place.pack in names}
+
     def has_key(self, key: bytes) -> bool:
         return key in self._first
 
@@ -107,16 +159,17 @@ class BuiltPacks:
 class PackWriter:
     """Context manager: what is not sealed is gone when it ends. A PageReader and PageWriter.
 
-    For one thread. Objects can be read back through the writer before they are sealed.
+    For one thread, but for `prepare`. Objects can be read back through the writer before they are
+    sealed.
     """
 
     def __init__(self, store: "ObjectStore") -> None:
         self._store = store
         self._built = BuiltPacks()
         self._reader = ObjectReader([self._built, store.sealed], store.cache, store.lock)
+        self._sealed = ObjectReader([store.sealed], store.cache, store.lock)
+        self._is_first = not store.packs()
         self._pages = PageIndex()
-        self._batch: list[tuple[bytes, ObjectId]] = []
-        self._batch_bytes = 0
         self._known: dict[ObjectId, None] = {}
         self.bytes_written = 0
         self.records_written = 0
@@ -148,30 +201,47 @@ class PackWriter:
         oid = object_id(kind, data)
         if self._has(kind, oid):
             return oid
-        self._remember(oid)
-        if kind not in (Kind.CHUNK, Kind.PAGE):
-            base = None
-        replaced = self._find_base(kind, base) if base is not None else None
-        if replaced is not None and base is not None:
-            record = self._delta(kind, data, base, replaced)
-            if record is not None:
-                self._append(record, oid)
-                return oid
-        if kind is not Kind.CHUNK or len(data) < _BATCHED_BYTES_MIN:
-            self._append(plain_record(kind, data, compress(data)), oid)
-        elif not (similar and self._put_similar(data, oid)):
-            self._enqueue(data, oid)
+        replaced = None
+        if base is not None and kind in (Kind.CHUNK, Kind.PAGE):
+            replaced = self._find_base(kind, base)
+        form, frame = None, None
+        if replaced is not None:
+            form, frame = _delta(kind, NewChunk(oid, data, base), replaced)
+        if form is not None:
+            self._put_new(form)
+        else:
+            record = plain_record(kind, data, frame if frame is not None else compress(data))
+            may_look = similar and kind is Kind.CHUNK and len(data) >= _SIMILAR_BYTES_MIN
+            self._put_new(PreparedChunk(oid, record, data if may_look else b""))
         return oid
 
     def write_page(self, data: bytes, base: ObjectId | None) -> ObjectId:
         return self.put(Kind.PAGE, data, base=base)
 
+    def prepare(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
+        """The forms of those chunks that are not in sealed packs, in order; stores nothing.
+
+        May be called on any thread, also while others prepare or one puts. The chunks' bytes may
+        change once it returns. `similar` as in `put`.
+        """
+        with stage("encode"):
+            new = [chunk for chunk in chunks if not self._is_sealed(chunk.id)]
+            return self._prepared(new, similar=similar)
+
+    def put_prepared(self, chunks: Sequence[PreparedChunk]) -> None:
+        """Store prepared chunks, each unless it is here already. Raises as `put`."""
+        with stage("write"):
+            for chunk in chunks:
+                if chunk.id in self._known:
+                    continue
+                if self._built.has_key(short_key(chunk.id)) and self._has(Kind.CHUNK, chunk.id):
+                    continue
+                self._put_new(chunk)
+
     # --- reading back -------------------------------------------------------------------------
 
     def read(self, kind: Kind, oid: ObjectId) -> bytes:
         """As ObjectStore.read, of what was put here too."""
-        if oid in self._known:
-            self._flush_batch()
         found = self._reader.find(kind, oid)
         return found.data if found is not None else self._store.read(kind, oid)
 
@@ -191,15 +261,12 @@ class PackWriter:
 
         Usually one pack, more beyond PACK_BYTES_MAX. The writer is empty afterwards.
         """
-        self._flush_batch()
         sealed = self._store.publish(self._built.builders)
         self._built.forget()
         return sealed
 
     def abort(self) -> None:
         """Throw away what is not sealed."""
-        self._batch.clear()
-        self._batch_bytes = 0
         for builder in self._built.builders:
             builder.discard()
         self._built.forget()
@@ -225,56 +292,81 @@ class PackWriter:
         except Corruption:
             return None  # a damaged base only costs a full frame; fsck reports it
 
-    def _delta(self, kind: Kind, data: bytes, base: ObjectId, replaced: Decoded) -> Record | None:
-        """A record on the replaced object, None when a full frame or another base is better."""
-        if (
-            replaced.steps >= _renewal_steps(base)
-            or replaced.patch_bytes > PATCHES_PER_FULL * replaced.full_bytes
-        ):
-            return None
-        record = _patch_or_prefix(kind, data, short_key(base), replaced.data)
-        if len(record.payload) > len(data) // _SURELY_GOOD:
-            share = _GOOD_DELTA if kind is Kind.CHUNK else 0.9
-            if len(record.payload) > share * min(len(compress(data)), len(data)):
-                return None
-        if record.encoding is Encoding.PATCH and not self._pages.is_full:
-            for page in changed_pages(replaced.data, data, SIMILAR_PAGE_BYTES):
-                self._pages.add(short_key(base), replaced.steps, replaced.data, page)
-        return record
+    def _is_sealed(self, oid: ObjectId) -> bool:
+        if self._is_first or not self._store.has_key(short_key(oid)):
+            return False
+        try:
+            return self._sealed.find(Kind.CHUNK, oid) is not None
+        except Corruption:
+            return False
 
-    def _put_similar(self, data: bytes, oid: ObjectId) -> bool:
+    def _prepared(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
+        replaced = self._replaced([chunk.base for chunk in chunks if chunk.base is not None])
+        forms: dict[ObjectId, PreparedChunk] = {}
+        frames: dict[ObjectId, bytes] = {}
+        for chunk in chunks:
+            old = next(replaced) if chunk.base is not None else None
+            if old is None:
+                continue
+            form, frame = _delta(Kind.CHUNK, chunk, old)
+            if form is not None:
+                forms[chunk.id] = form
+            elif frame is not None:
+                frames[chunk.id] = frame
+        alone = [c for c in chunks if c.id not in forms and c.id not in frames and len(c.data)]
+        frames.update(
+            zip([c.id for c in alone], compress_all([c.data for c in alone]), strict=True)
+        )
+        for chunk in chunks:
+            if chunk.id not in forms:
+                record = plain_record(Kind.CHUNK, chunk.data, frames.get(chunk.id, b""))
+                may_look = similar and len(chunk.data) >= _SIMILAR_BYTES_MIN
+                forms[chunk.id] = PreparedChunk(
+                    chunk.id, record, bytes(chunk.data) if may_look else b""
+                )
+        return [forms[chunk.id] for chunk in chunks]
+
+    def _replaced(self, bases: Sequence[ObjectId]) -> Iterator[Decoded | None]:
+        """What the bases hold; None for one that is not there or cannot be read."""
+        found = self._sealed.find_many(Kind.CHUNK, bases, earlier=True)
+        for _ in bases:
+            try:
+                yield next(found)
+            except Corruption:
+                yield None  # as in _find_base
+
+    def _put_new(self, chunk: PreparedChunk) -> None:
+        self._remember(chunk.id)
+        if chunk.replaced is not None:
+            self._note_replaced(chunk.replaced)
+        elif chunk.data and self._put_similar(chunk):
+            return
+        self._append(chunk.record, chunk.id)
+
+    def _note_replaced(self, replaced: Replaced) -> None:
+        """Make pages that a patch replaces known to the similarity search."""
+        if self._pages.is_full:
+            return
+        ratio = SIMILAR_PAGE_BYTES // PATCH_PAGE_BYTES
+        key, old = short_key(replaced.id), replaced.decoded
+        for page in sorted({number // ratio for number in replaced.pages}):
+            self._pages.add(key, old.steps, old.data, page)
+
+    def _put_similar(self, chunk: PreparedChunk) -> bool:
         """Store a chunk with similar pages as prefix if that is smaller than alone."""
         if not len(self._pages):
             return False
-        pages = self._pages.similar(data, steps_max=STEPS_MAX - 1)
+        pages = self._pages.similar(chunk.data, steps_max=STEPS_MAX - 1)
         if not pages:
             return False
         prefix = b"".join([page.content for page in pages])
         bases = tuple(page.base for page in pages)
-        frame = compress_with_prefix(data, prefix, PATCH_LEVEL)
-        plain = plain_record(Kind.CHUNK, data, compress(data))
-        if len(frame) + 10 * len(bases) >= len(plain.payload):
-            self._append(plain, oid)
-        else:
-            self._append(Record(Kind.CHUNK, Encoding.SIMILAR, len(data), frame, bases), oid)
+        frame = compress_with_prefix(chunk.data, prefix)
+        if len(frame) + 10 * len(bases) >= len(chunk.record.payload):
+            return False
+        similar = Record(Kind.CHUNK, Encoding.SIMILAR, len(chunk.data), frame, bases)
+        self._append(similar, chunk.id)
         return True
-
-    def _enqueue(self, data: bytes, oid: ObjectId) -> None:
-        if looks_incompressible(data):
-            self._append(Record(Kind.CHUNK, Encoding.RAW, len(data), data), oid)
-            return
-        self._batch.append((data, oid))
-        self._batch_bytes += len(data)
-        if self._batch_bytes >= BATCH_BYTES:
-            self._flush_batch()
-
-    def _flush_batch(self) -> None:
-        if not self._batch:
-            return
-        batch, self._batch, self._batch_bytes = self._batch, [], 0
-        frames = compress_all([data for data, _ in batch])
-        for (data, oid), frame in zip(batch, frames, strict=True):
-            self._append(plain_record(Kind.CHUNK, data, frame), oid)
 
     def _append(self, record: Record, oid: ObjectId) -> None:
         builders = self._built.builders
@@ -288,10 +380,42 @@ class PackWriter:
         self.records_written += 1
 
 
-def plain_record(kind: Kind, data: bytes, frame: bytes) -> Record:
+def plain_record(kind: Kind, data: bytes | memoryview, frame: bytes) -> Record:
     if len(frame) >= len(data):
-        return Record(kind, Encoding.RAW, len(data), data)
+        return Record(kind, Encoding.RAW, len(data), bytes(data))
     return Record(kind, Encoding.ZSTD, len(data), frame)
+
+
+def _delta(
+    kind: Kind, new: NewChunk, replaced: Decoded
+) -> tuple[PreparedChunk | None, bytes | None]:
+    """A form based on the replaced object, None when a full frame or another base is better; and
+    the full frame when it took one to find out."""
+    data, base = new.data, new.base
+    assert base is not None
+    if (
+        replaced.steps >= _renewal_steps(base)
+        or replaced.patch_bytes > PATCHES_PER_FULL * replaced.full_bytes
+    ):
+        return None, None
+    pages: list[int] = []
+    record = None
+    if kind is Kind.CHUNK and len(replaced.data) == len(data):
+        pages = changed_pages(replaced.data, data)
+        record = _shortcut(data, replaced)
+        if record is None and len(pages) * PATCH_PAGE_BYTES <= _PREFIX_SHARE * len(data):
+            record = _patch(data, short_key(base), replaced.data, pages)
+    if record is None:
+        record = _prefix(kind, data, short_key(base), replaced.data)
+        pages = []
+    form = PreparedChunk(new.id, record, b"", Replaced(base, replaced, pages))
+    if len(record.payload) <= len(data) // _SURELY_GOOD:
+        return form, None
+    frame = compress(data)
+    share = _GOOD_DELTA if kind is Kind.CHUNK else 0.9
+    if len(record.payload) > share * min(len(frame), len(data)):
+        return None, frame
+    return form, None
 
 
 def _renewal_steps(base: ObjectId) -> int:
@@ -299,16 +423,27 @@ def _renewal_steps(base: ObjectId) -> int:
     return fewest + base[-1] % (most - fewest)
 
 
-def _patch_or_prefix(kind: Kind, data: bytes, key: bytes, old: bytes) -> Record:
-    if kind is Kind.CHUNK and len(old) == len(data):
-        pages = changed_pages(old, data)
-        if len(pages) * PATCH_PAGE_BYTES <= _PREFIX_SHARE * len(data):
-            replaced = select_pages(old, pages)
-            frame = compress_with_prefix(select_pages(data, pages), replaced, PATCH_LEVEL)
-            changed = pages_bitmap(pages)
-            base = (BaseSlice(key),)
-            return Record(kind, Encoding.PATCH, len(data), frame, base, changed)
-    frame = compress_with_prefix(data, old)
+def _shortcut(data: bytes | memoryview, replaced: Decoded) -> Record | None:
+    """A patch on the state before the run of patches that the replaced chunk's chain ends with."""
+    earlier = replaced.earlier
+    if earlier is None or len(earlier.data) != len(data):
+        return None
+    # It was only passed on the way to the replaced chunk, which is all that was verified.
+    if short_key(object_id(Kind.CHUNK, earlier.data)) != earlier.key:
+        return None
+    return _patch(data, earlier.key, earlier.data, changed_pages(earlier.data, data))
+
+
+def _patch(data: bytes | memoryview, key: bytes, old: bytes, pages: Sequence[int]) -> Record:
+    """A chunk as the pages in which it differs from `old`, which is as long."""
+    replaced = select_pages(old, pages)
+    frame = compress_with_prefix(select_pages(data, pages), replaced, PATCH_LEVEL)
+    base = (BaseSlice(key),)
+    return Record(Kind.CHUNK, Encoding.PATCH, len(data), frame, base, pages_bitmap(pages))
+
+
+def _prefix(kind: Kind, data: bytes | memoryview, key: bytes, old: bytes) -> Record:
+    frame = compress_with_prefix(bytes(data), old)
     return Record(kind, Encoding.PREFIX, len(data), frame, (BaseSlice(key),))
 
 

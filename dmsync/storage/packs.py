@@ -6,10 +6,9 @@ functions read sealed ones. A pack under construction has a name that no reader 
 
 import os
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from secrets import token_hex
 from typing import Final, NamedTuple
 
 from blake3 import blake3
@@ -26,6 +25,7 @@ from dmsync.core.records import (
 )
 from dmsync.errors import BadObject, Corruption, FormatUnsupported
 from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors, write_all
+from dmsync.storage.stages import stage
 
 PACK_SUFFIX: Final = ".pack"
 VERSION: Final = 1
@@ -42,7 +42,12 @@ BLAKE3 of everything before, end magic."""
 HEADER_BYTES: Final = _HEADER.size
 _HASHED_TRAILER_BYTES: Final = _TRAILER.size - 40
 _BUFFER_BYTES: Final = 1024 * 1024
+_UNBUFFERED_BYTES_MIN: Final = 128 * 1024
+"""Joined records of this size are written as they are."""
 _READ_BYTES: Final = 4096
+_BLOCK_BYTES: Final = 16 * 1024
+_BLOCKS_MAX: Final = 48
+"""Of each open pack: a joined one holds what 16 commits wrote."""
 _LENGTH_BITS: Final = 32
 
 
@@ -142,19 +147,49 @@ def read_record(fd: int, place: Place) -> Record:
     """One record. Raises Corruption naming the pack."""
     buffer = os.pread(fd, _READ_BYTES, place.offset)
     try:
-        header, start, payload_bytes = parse_header(buffer)
+        _, start, payload_bytes = parse_header(buffer)
         end = start + payload_bytes
         if end > len(buffer):
             buffer += os.pread(fd, end - len(buffer), place.offset + len(buffer))
             if end > len(buffer):
                 raise BadObject("record is cut short")
-        return replace(header, payload=buffer[start:end])
+        return parse_record(buffer)[0]
     except BadObject as exc:
         raise Corruption(
             f"pack {place.pack}: no record at {place.offset}: {exc.message}",
             pack=place.pack,
             offset=place.offset,
         ) from exc
+
+
+class RecordFile:
+    """A sealed pack open for reading; keeps a few blocks of it.
+
+    Chunks of one file lie in order in what each commit wrote, so that the chains of neighbouring
+    chunks go through the same few KiB of every commit, several of which may share a pack.
+    """
+
+    def __init__(self, fd: int, pack: str) -> None:
+        self.fd = fd
+        self._pack = pack
+        self._blocks: dict[int, bytes] = {}
+
+    def record_nearby(self, offset: int) -> Record:
+        """The record at `offset`. Raises Corruption."""
+        number = offset // _BLOCK_BYTES
+        block = self._blocks.get(number)
+        if block is None:
+            if len(self._blocks) >= _BLOCKS_MAX:
+                del self._blocks[next(iter(self._blocks))]
+            block = os.pread(self.fd, _BLOCK_BYTES, number * _BLOCK_BYTES)
+            self._blocks[number] = block
+        try:
+            return parse_record(block, offset % _BLOCK_BYTES)[0]
+        except BadObject:  # most likely cut short by the block's end
+            return read_record(self.fd, Place(self._pack, offset))
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 def iterate_file_records(fd: int, start: int, end: int) -> Iterator[tuple[Record, int, int]]:
@@ -221,7 +256,7 @@ class PackBuilder:
         assert len(dot_id) == DOT_ID_BYTES
         with storage_errors(f"starting a pack in {directory}"):
             while True:
-                path = os.path.join(directory, f"{prefix}{token_hex(8)}{suffix}")
+                path = os.path.join(directory, f"{prefix}{os.urandom(8).hex()}{suffix}")
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 fd = os.open(path, flags, 0o600)
                 # Between open and lock a sweeper may have taken it for a dead one.
@@ -259,6 +294,24 @@ class PackBuilder:
             self.flush()
         return offset
 
+    def append_joined(
+        self, records: bytes | memoryview, lengths: Sequence[int], keys: Sequence[bytes]
+    ) -> int:
+        """Add encoded records that lie one behind the other; returns the first one's offset. As
+        `append`, but large ones are not copied."""
+        offset = self.size
+        self._keys += keys
+        self._lengths += lengths
+        if len(records) >= _UNBUFFERED_BYTES_MIN:
+            if self._buffer:
+                self.flush()
+            self._write(records)
+            return offset
+        self._buffer += records
+        if len(self._buffer) >= _BUFFER_BYTES:
+            self.flush()
+        return offset
+
     def restore(self, record: bytes, key: bytes) -> None:
         """Take over a record that an earlier process wrote at this place."""
         self._note(record, key)
@@ -286,7 +339,7 @@ class PackBuilder:
         self._write(bytes(self._buffer))
         self._buffer.clear()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         with storage_errors(f"writing pack {self.path}"):
             write_all(self._fd, data)
         self._hasher.update(data)
@@ -296,7 +349,11 @@ class PackBuilder:
         """Everything appended is durable on return (the name too once its directory is)."""
         if self._buffer:
             self.flush()
-        with storage_errors(f"syncing pack {self.path}"):
+        self.sync_flushed()
+
+    def sync_flushed(self) -> None:
+        """As `sync` for what was flushed; may run while another thread appends."""
+        with storage_errors(f"syncing pack {self.path}"), stage("sync"):
             os.fsync(self._fd)
 
     def finish(self) -> PackInfo:

@@ -50,10 +50,9 @@ from dmsync.core.events import (
     WorkingDropped,
     WorkingSaved,
 )
-from dmsync.core.graph import jumps_far
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import check_branch_name, check_ref_name
-from dmsync.core.objects import commit_from_bytes, tag_from_bytes
+from dmsync.core.objects import tag_from_bytes
 from dmsync.errors import (
     AlreadyExists,
     BadObject,
@@ -66,18 +65,13 @@ from dmsync.errors import (
     RefConflict,
     RemoteNotFound,
 )
+from dmsync.storage.commit_projection import CommitInsertion, ReadCommit, commit_rid
 
-ReadCommit = Callable[[DotId, ObjectId], bytes]
-"""Verified payload of a commit from the dot's packs. Raises ObjectMissing, Corruption."""
 ReadTag = Callable[[DotId, ObjectId], bytes]
-"""The same of an annotated tag."""
+"""Verified payload of an annotated tag from the dot's packs."""
 
 DEFAULT_BRANCH = "master"
-DATE_NS_MAX = 2**62
-"""No commit counts as later, so that its descendants' corrected dates fit 64 bits."""
 _Target = int | bytes | None
-_Node = tuple[int, int, int, int, int]
-"""rid, generation, first-parent depth, jump, corrected date."""
 
 
 class Projection:
@@ -169,19 +163,14 @@ class Projection:
             raise DotNotFound(f"no dot with id {dot.hex()}", dot=dot.hex())
         return int(row[0])
 
-    def _node(self, dot_number: int, commit: ObjectId) -> _Node | None:
-        row: _Node | None = self._db.execute(
-            "SELECT rid, generation, first_parent_depth, jump, corrected_date_ns FROM commits "
-            "WHERE dot = ? AND substr(id, 1, 8) = substr(?, 1, 8) AND id = ?",
-            (dot_number, commit, commit),
-        ).fetchone()
-        return row
+    def _rid(self, dot_number: int, commit: ObjectId) -> int | None:
+        return commit_rid(self._db, dot_number, commit)
 
     def _target(self, dot_number: int, commit: ObjectId | None) -> _Target:
         if commit is None:
             return None
-        node = self._node(dot_number, commit)
-        return commit if node is None else node[0]
+        rid = self._rid(dot_number, commit)
+        return commit if rid is None else rid
 
     def _id(self, target: _Target) -> ObjectId | None:
         if isinstance(target, int):
@@ -318,9 +307,9 @@ class Projection:
             )
         if event.new is None:
             return
-        node = self._node(number, event.new)
-        if node is not None:
-            self._check_content(event.name, event.new, node[0])
+        rid = self._rid(number, event.new)
+        if rid is not None:
+            self._check_content(event.name, event.new, rid)
             return
         if event.name.startswith("tag/") and self._read_tag is not None:
             self._check_tag(number, event.name, self._read_tag(event.dot, event.new))
@@ -341,7 +330,7 @@ class Projection:
         tag = tag_from_bytes(payload)
         if ref != f"tag/{tag.name}":
             raise BadObject(f"the tag object of {ref} is called {tag.name}")
-        if self._node(number, tag.target) is None:
+        if self._rid(number, tag.target) is None:
             raise ObjectMissing(
                 f"{ref} names commit {tag.target.hex()}, which is not here",
                 kind="commit",
@@ -371,7 +360,7 @@ class Projection:
     def _check_commits(self, event: CommitsThinned) -> None:
         number = self._check_live(event.dot)
         for commit in event.commits:
-            if self._node(number, commit) is None:
+            if self._rid(number, commit) is None:
                 raise ObjectMissing(
                     f"commit {commit.hex()} is not here", kind="commit", id=commit.hex()
                 )
@@ -716,101 +705,20 @@ class Projection:
         self.set_meta("next_rid", rid + len(event.commits))
         if event.dot in self._purged:
             return
-        is_complete = isinstance(event, CommitsAdded)
-        capture = None
-        if isinstance(event, CommitsAdded) and event.capture:
-            capture = encode(event.capture)
-        nodes: dict[ObjectId, _Node] = {}
-        for commit_rid, commit in enumerate(event.commits, rid):
-            known = self._node(number, commit)
-            if known is None:
-                self._add_commit(number, commit_rid, event, seq, commit, capture, nodes)
-            elif is_complete:
-                self._db.execute("UPDATE commits SET is_hollow = 0 WHERE rid = ?", (known[0],))
+        CommitInsertion(
+            self._db, self._read_commit, number, seq, event, is_replay=self._is_replay
+        ).insert(rid)
 
     def _thin_commits(self, event: CommitsThinned) -> None:
         if event.dot in self._purged:
             return
         number = self._dot(event.dot)
         for commit in event.commits:
-            node = self._node(number, commit)
-            if node is not None:
-                self._db.execute("UPDATE commits SET is_hollow = 1 WHERE rid = ?", (node[0],))
+            rid = self._rid(number, commit)
+            if rid is not None:
+                self._db.execute("UPDATE commits SET is_hollow = 1 WHERE rid = ?", (rid,))
                 # Deltas of commits whose parent is hollow could not be computed again.
-                self._db.execute("DELETE FROM commit_deltas WHERE rid = ?", (node[0],))
-
-    def _add_commit(
-        self,
-        number: int,
-        rid: int,
-        event: CommitsAdded | CommitsListed,
-        seq: int,
-        commit: ObjectId,
-        capture: bytes | None,
-        nodes: dict[ObjectId, _Node],
-    ) -> None:
-        try:
-            payload = self._read_commit(event.dot, commit)
-            value = commit_from_bytes(payload)
-            parents = []
-            for parent in value.parents:
-                node = nodes.get(parent) or self._node(number, parent)
-                if node is None:
-                    raise ObjectMissing(
-                        f"parent {parent.hex()} of commit {commit.hex()} is not here",
-                        hint="list parents before their children",
-                        kind="commit",
-                        id=parent.hex(),
-                    )
-                parents.append(node)
-        except Corruption:
-            if not self._is_replay:
-                raise
-            # The log says that it was here: what else is there must stay usable, fsck tells.
-            self._db.execute(
-                "INSERT OR IGNORE INTO missing_commits VALUES (?, ?)", (number, commit)
-            )
-            return
-        node = self._place(rid, value.time_ns, parents)
-        nodes[commit] = node
-        self._db.execute(
-            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                rid,
-                number,
-                commit,
-                node[1],
-                node[2],
-                parents[0][0] if parents else None,
-                node[3],
-                int(len(parents) > 1),
-                int(isinstance(event, CommitsListed)),
-                node[4],
-            ),
-        )
-        self._db.execute(
-            "INSERT INTO commit_payloads VALUES (?, ?, ?, ?, ?)",
-            (rid, seq, capture, event.transfer, payload),
-        )
-        for position, parent_node in enumerate(parents[1:], 1):
-            self._db.execute(
-                "INSERT INTO parents VALUES (?, ?, ?)", (rid, position, parent_node[0])
-            )
-
-    def _place(self, rid: int, time_ns: int, parents: list[_Node]) -> _Node:
-        """The new commit's place in the graph: core.graph says what the numbers mean."""
-        time_ns = min(max(time_ns, -DATE_NS_MAX), DATE_NS_MAX)
-        if not parents:
-            return (rid, 1, 0, rid, time_ns)
-        generation = 1 + max(node[1] for node in parents)
-        corrected_ns = max(time_ns, *(node[4] + 1 for node in parents))
-        parent_rid, _, parent_depth, parent_jump, _ = parents[0]
-        jump_of = "SELECT first_parent_depth, jump FROM commits WHERE rid = ?"
-        first_depth, second_jump = self._db.execute(jump_of, (parent_jump,)).fetchone()
-        second_depth, _ = self._db.execute(jump_of, (second_jump,)).fetchone()
-        is_far = jumps_far(parent_depth, first_depth, second_depth)
-        jump = second_jump if is_far else parent_rid
-        return (rid, generation, parent_depth + 1, jump, corrected_ns)
+                self._db.execute("DELETE FROM commit_deltas WHERE rid = ?", (rid,))
 
     # --- refs -----------------------------------------------------------------------------------
 

@@ -6,21 +6,29 @@ session leaves is adopted, verified again, by the next one. Source: protocol/PAC
 """
 
 import os
+from collections.abc import Callable, Collection, Container, Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
 from dmsync.core.delta import compress
 from dmsync.core.ids import Kind, ObjectId, object_id, short_key
-from dmsync.core.objects import commit_from_bytes, tag_from_bytes
-from dmsync.core.pages import decode_page
 from dmsync.core.records import STEPS_MAX, Record, encode_record, parse_record
 from dmsync.errors import BadObject, Corruption, FormatUnsupported, ObjectMissing
+from dmsync.storage.arriving import (
+    Arriving,
+    Verified,
+    batches,
+    check_object,
+    verify_quickly,
+)
+from dmsync.storage.chain_reading import THREADS, Decoded
 from dmsync.storage.durable import (
     fsync_directory,
     lock_exclusively,
     make_directory_durable,
     storage_errors,
 )
-from dmsync.storage.object_reading import Decoded, ObjectReader
+from dmsync.storage.object_reading import ObjectReader
 from dmsync.storage.pack_writer import BuiltPacks, plain_record
 from dmsync.storage.packs import (
     HEADER_BYTES,
@@ -30,6 +38,7 @@ from dmsync.storage.packs import (
     check_header,
     iterate_file_records,
 )
+from dmsync.storage.stages import stage
 
 if TYPE_CHECKING:
     from dmsync.storage.object_store import ObjectStore
@@ -50,6 +59,7 @@ class Quarantine:
         self._parts = BuiltPacks()
         self._reader = ObjectReader([self._parts, store.sealed], store.cache, store.lock)
         self._own_part: PackBuilder | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._name_is_durable = True
         self.received_ids: set[ObjectId] = set()
         """Full ids of everything verified in this session or adopted by it."""
@@ -82,33 +92,123 @@ class Quarantine:
         record, end = parse_record(record_bytes)
         if end != len(record_bytes):
             raise BadObject("bytes behind a record")
-        oid, decoded = self._verified(record)
-        if oid in self.received_ids or self._reader.find(record.kind, oid) is not None:
-            return oid
-        if decoded.steps > STEPS_MAX:
-            record = plain_record(record.kind, decoded.data, compress(decoded.data))
+        verified = self._verified(record)
+        self._keep(bytes(record_bytes), [(Arriving(record, 0, end), verified)])
+        return verified.oid
+
+    def receive_joined(
+        self, joined: bytes, expected: Container[bytes] = frozenset()
+    ) -> Generator[None, None, list[tuple[Kind, ObjectId, int]]]:
+        """As `receive` for all records of a frame, in steps of a few megabytes; returns kind, id
+        and length of what each decodes to.
+
+        `expected`: short keys of what the peer announced, which are verified many at a time.
+        """
+        received: list[tuple[Kind, ObjectId, int]] = []
+        for batch in batches(joined):
+            with stage("verify"):
+                kind = batch[0].record.kind
+                for oid, decoded in self._receive_batch(joined, batch, expected):
+                    received.append((kind, oid, len(decoded.data)))
+            yield
+        return received
+
+    def _receive_batch(
+        self, joined: bytes, batch: list[Arriving], expected: Container[bytes]
+    ) -> list[Verified]:
+        known: dict[bytes, Decoded] = {}
+        found = self._quickly([arriving.record for arriving in batch], known, expected)
+        verified: list[Verified] = []
+        kept = 0
+        for position, arriving in enumerate(batch):
+            one = found[position]
+            if one is None and arriving.record.bases:  # maybe on one that came just before
+                one = self._quickly([arriving.record], known, expected)[0]
+            if one is None:
+                self._keep(joined, list(zip(batch[kept:position], verified[kept:], strict=True)))
+                kept = position
+                one = self._verified(arriving.record)
+            known[short_key(one.oid)] = one.decoded
+            verified.append(one)
+        self._keep(joined, list(zip(batch[kept:], verified[kept:], strict=True)))
+        return verified
+
+    def _quickly(
+        self, records: list[Record], known: dict[bytes, Decoded], expected: Container[bytes]
+    ) -> list[Verified | None]:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(THREADS, "dm-verify")
+        return verify_quickly(self._reader, records, known, expected, self._pool)
+
+    def _keep(self, joined: bytes, arrived: list[tuple[Arriving, Verified]]) -> None:
+        """Append what is not here yet, as it came where reading it again is cheap enough."""
+        keys = [short_key(verified.oid) for _, verified in arrived]
+        stored = self._reader.first_places(keys)
+        run: list[tuple[Arriving, Verified]] = []
+        for key, (arriving, verified) in zip(keys, arrived, strict=True):
+            kind = arriving.record.kind
+            is_here = verified.oid in self.received_ids or (
+                key in stored and self._reader.find(kind, verified.oid) is not None
+            )
+            if is_here:
+                continue
+            self.received_ids.add(verified.oid)
+            if run and run[-1][0].end != arriving.start:
+                self._append(joined, run)
+                run = []
+            if verified.decoded.steps <= STEPS_MAX:
+                run.append((arriving, verified))
+                continue
+            self._append(joined, run)
+            run = []
+            data = verified.decoded.data
+            record = encode_record(plain_record(kind, data, compress(data)))
+            plain = verified._replace(decoded=Decoded(kind, data, 1, len(record), 0))
+            self._append(record, [(Arriving(arriving.record, 0, len(record)), plain)])
+        self._append(joined, run)
+
+    def _append(self, joined: bytes, run: list[tuple[Arriving, Verified]]) -> None:
+        """Append records that lie one behind the other in `joined`."""
+        if not run:
+            return
         self._parts_for_append()
-        place = self._parts.append(encode_record(record), short_key(oid))
+        places = self._parts.append_joined(
+            memoryview(joined)[run[0][0].start : run[-1][0].end],
+            [arriving.end - arriving.start for arriving, _ in run],
+            [short_key(verified.oid) for _, verified in run],
+        )
         with self._store.lock:
-            self._store.cache.put(place, decoded)
-        self.received_ids.add(oid)
-        return oid
+            for place, (_, verified) in zip(places, run, strict=True):
+                self._store.cache.put(place, verified.decoded)
 
     def sync(self) -> None:
         """Everything received so far survives a crash when this returns."""
-        if self._own_part is not None:
-            self._own_part.sync()
-        if not self._name_is_durable:
-            fsync_directory(self._directory)
-            self._name_is_durable = True
+        self.begin_sync()()
 
-    def _verified(self, record: Record) -> tuple[ObjectId, Decoded]:
+    def begin_sync(self) -> Callable[[], None]:
+        """What makes all that was received until now survive a crash; may run in another thread
+        while more is received. It must have returned before the session ends."""
+        part, name_is_durable = self._own_part, self._name_is_durable
+        if part is not None:
+            part.flush()
+
+        def finish() -> None:
+            with stage("sync"):
+                if part is not None:
+                    part.sync_flushed()
+                if not name_is_durable:
+                    fsync_directory(self._directory)
+
+        self._name_is_durable = True
+        return finish
+
+    def _verified(self, record: Record) -> Verified:
         try:
             decoded = self._reader.decode(record)
         except ObjectMissing as exc:
             raise BadObject(f"a record needs a base that is not here: {exc.message}") from exc
-        _check_object(record.kind, decoded.data)
-        return object_id(record.kind, decoded.data), decoded
+        check_object(record.kind, decoded.data)
+        return Verified(object_id(record.kind, decoded.data), decoded)
 
     def _parts_for_append(self) -> None:
         if self._own_part is not None and self._own_part.size < PACK_BYTES_MAX:
@@ -121,9 +221,11 @@ class Quarantine:
 
     # --- reading ------------------------------------------------------------------------------
 
-    def has_key(self, key: bytes) -> bool:
-        """True when something received has this short key. Unverified; the store is not asked."""
-        return self._parts.has_key(key)
+    def keys_here(self, keys: Collection[bytes], *, stored: bool) -> set[bytes]:
+        """Those of `keys` that something received has, or with `stored` something in the store.
+        Unverified."""
+        reader = self._reader if stored else self._parts
+        return set(reader.first_places(list(keys)))
 
     def inventory_keys(self) -> set[bytes]:
         """Short keys of everything received and adopted."""
@@ -175,6 +277,9 @@ class Quarantine:
         self._forget()
 
     def _give_up_parts(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
         for builder in self._parts.builders:
             builder.close()
         self._forget()
@@ -226,7 +331,7 @@ class Quarantine:
         number = len(self._parts.builders) - 1
         try:
             for record, start, _ in iterate_file_records(fd, HEADER_BYTES, os.fstat(fd).st_size):
-                oid, _ = self._verified(record)
+                oid = self._verified(record).oid
                 builder.restore(encode_record(record), short_key(oid))
                 self._parts.note(number, start, short_key(oid))
                 self.received_ids.add(oid)
@@ -248,19 +353,3 @@ def _is_ours(fd: int, name: str, dot_id: bytes) -> bool:
         return check_header(os.pread(fd, HEADER_BYTES, 0), name) == dot_id
     except (Corruption, FormatUnsupported):
         return False
-
-
-def _check_object(kind: Kind, data: bytes) -> None:
-    """Refuse bytes that are no valid object of their kind. Raises BadObject."""
-    match kind:
-        case Kind.CHUNK:
-            if not data:
-                raise BadObject("an empty chunk")
-        case Kind.PAGE:
-            # An array of three whose first element, the page's type, is one byte.
-            page_type = data[1] if len(data) > 1 else 0
-            decode_page(data, page_type)
-        case Kind.COMMIT:
-            commit_from_bytes(data)
-        case Kind.TAG:
-            tag_from_bytes(data)

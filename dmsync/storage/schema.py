@@ -13,7 +13,7 @@ from blake3 import blake3
 from dmsync.core.encoding import encode
 from dmsync.errors import StorageFailed, StorageFull
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 BUSY_TIMEOUT_MS: Final = 5000
 """Only recovery and closing of the WAL by another process ever make a statement wait."""
 
@@ -53,7 +53,8 @@ CREATE TABLE commits (
     jump INTEGER NOT NULL REFERENCES commits,
     is_merge INTEGER NOT NULL,
     is_hollow INTEGER NOT NULL,
-    corrected_date_ns INTEGER NOT NULL
+    corrected_date_ns INTEGER NOT NULL,
+    reachable INTEGER NOT NULL
 );
 CREATE INDEX commits_by_key ON commits (dot, substr(id, 1, 8));
 CREATE INDEX commits_hollow ON commits (dot, rid) WHERE is_hollow;

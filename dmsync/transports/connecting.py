@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from dmsync.core.names import RemoteUrl
+from dmsync.storage.stages import stage
 from dmsync.transports.ssh_settings import SshSettings
 from dmsync.transports.streams import PeerStream
 
@@ -17,7 +18,12 @@ async def connect(url: RemoteUrl, settings: SshSettings) -> AsyncIterator[PeerSt
             only at the first read, when an ssh command stands between.
         ConfigError, UsageError: settings or a URL that cannot be used.
     """
-    stream = await _connect(url, settings)
+    with stage("connect"):
+        stream = await _connect(url, settings)
+    if settings.limit_bytes_per_s is not None:
+        from dmsync.transports.limited_stream import LimitedStream
+
+        stream = LimitedStream(stream, settings.limit_bytes_per_s)
     try:
         yield stream
     finally:

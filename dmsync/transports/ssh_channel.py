@@ -22,8 +22,9 @@ def _gone() -> NetworkError:
 class ChannelStream:
     """The session object of a channel: asyncssh feeds it, the engine reads and writes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffered_bytes_max: int = BUFFERED_BYTES_MAX) -> None:
         self.tail = Tail()
+        self._buffered_bytes_max = buffered_bytes_max
         self._channel: Any = None
         self._chunks: deque[bytes] = deque()
         self._buffered_bytes = 0
@@ -52,7 +53,7 @@ class ChannelStream:
         self.bytes_received += len(data)
         self._chunks.append(data)
         self._buffered_bytes += len(data)
-        if self._buffered_bytes > BUFFERED_BYTES_MAX and not self._paused:
+        if self._buffered_bytes > self._buffered_bytes_max and not self._paused:
             self._paused = True
             self._channel.pause_reading()
         self._arrived.set()
@@ -86,7 +87,7 @@ class ChannelStream:
             await self._arrived.wait()
         data = self._take(n)
         self._buffered_bytes -= len(data)
-        if self._paused and self._buffered_bytes <= BUFFERED_BYTES_MAX // 2:
+        if self._paused and self._buffered_bytes <= self._buffered_bytes_max // 2:
             self._paused = False
             if not self._closed.is_set():
                 self._channel.resume_reading()

@@ -31,9 +31,10 @@ from dmsync.transports.host_keys import (
     remember_host,
     unknown_host_error,
 )
+from dmsync.transports.limited_stream import window_bytes
 from dmsync.transports.memory_tuning import pad_heap
 from dmsync.transports.remote_command import failure_of_silent_end, serve_command
-from dmsync.transports.ssh_channel import ChannelStream
+from dmsync.transports.ssh_channel import BUFFERED_BYTES_MAX, ChannelStream
 from dmsync.transports.ssh_library import TRANSPORT_OPTIONS, asyncssh
 from dmsync.transports.ssh_settings import SshSettings
 from dmsync.transports.streams import CLOSE_TIMEOUT_S
@@ -65,8 +66,8 @@ class _Client(asyncssh.SSHClient):
 class ClientStream(ChannelStream, asyncssh.SSHClientSession[bytes]):
     """The near end of a channel; closes its connection with it."""
 
-    def __init__(self, host: str) -> None:
-        super().__init__()
+    def __init__(self, host: str, buffered_bytes_max: int = BUFFERED_BYTES_MAX) -> None:
+        super().__init__(buffered_bytes_max)
         self._host = host
         self.connection: asyncssh.SSHClientConnection | None = None
 
@@ -195,10 +196,10 @@ async def _open(
         x509_trusted_certs=[],
         x509_trusted_cert_paths=[],
         **_login_options(settings),
-        **_client_options(),
+        **_client_options(settings),
     )
     try:
-        stream = ClientStream(url.host)
+        stream = ClientStream(url.host, _window(settings) or BUFFERED_BYTES_MAX)
         await connection.create_session(lambda: stream, command, request_pty=False)
     except BaseException:
         connection.abort()
@@ -207,9 +208,10 @@ async def _open(
     return stream
 
 
-def _client_options() -> dict[str, Any]:
+def _client_options(settings: SshSettings) -> dict[str, Any]:
     return {
         **TRANSPORT_OPTIONS,
+        "window": _window(settings) or TRANSPORT_OPTIONS["window"],
         "preferred_auth": ["publickey"],
         "password_auth": False,
         "kbdint_auth": False,
@@ -221,6 +223,12 @@ def _client_options() -> dict[str, Any]:
         "env": (),
         "send_env": (),
     }
+
+
+def _window(settings: SshSettings) -> int | None:
+    """What the server may send ahead when a rate is to be held; None: as much as is good."""
+    limit = settings.limit_bytes_per_s
+    return None if limit is None else min(window_bytes(limit), TRANSPORT_OPTIONS["window"])
 
 
 def _login_options(settings: SshSettings) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class SshSettings:
 
     `known_hosts_files` are read, missing ones skipped; `accepted_hosts_file` (DM_HOME/known_hosts)
     is read too, and is where a newly accepted host is written. `accept_host_key` is the one
-    fingerprint (`SHA256:...`) of an unknown host to accept.
+    fingerprint (`SHA256:...`) of an unknown host to accept. `limit_bytes_per_s` is for
+    each direction.
     """
 
     accepted_hosts_file: str
@@ -29,6 +30,7 @@ class SshSettings:
     dm_command: str | None = None
     accept_host_key: str | None = None
     connect_timeout_s: float = CONNECT_TIMEOUT_S
+    limit_bytes_per_s: int | None = None
     on_unknown_host: AskAboutHost | None = None
 
     @property

@@ -19,8 +19,9 @@ CONTROL_BYTES_MAX: Final = 1024 * 1024
 RECORDS_BYTES_MAX: Final = 9 * 1024 * 1024
 """One record always fits: a page with 64 attributes of 64 KiB comes to 8 MiB and a header."""
 
-RECORDS_BYTES_JOINED: Final = 256 * 1024
-"""A sender joins records into one frame up to this; small writes halve SSH throughput."""
+RECORDS_BYTES_JOINED: Final = 512 * 1024
+"""A sender joins records into one frame up to this: what is left over of a write takes an SSH
+packet of its own, which costs as much as a full one."""
 
 KNOWN_IDS_MAX: Final = 4096
 PLAN_ENTRIES_MAX: Final = 65_536

@@ -39,6 +39,7 @@ class Negotiator:
         self._ids = list(undecided)
         self._position = {commit: at for at, commit in enumerate(self._ids)}
         self._seeds = tuple(dict.fromkeys(common))
+        self._seed_children: dict[ObjectId, list[int]] = {seed: [] for seed in self._seeds}
         self._parents: list[tuple[int, ...]] = []
         self._children: list[list[int]] = [[] for _ in self._ids]
         self._link(graph)
@@ -51,7 +52,10 @@ class Negotiator:
 
     def _link(self, graph: Parents) -> None:
         for at, commit in enumerate(self._ids):
-            positions = [self._position.get(parent) for parent in graph.parents(commit)]
+            parents = graph.parents(commit)
+            for seed in self._seed_children.keys() & parents:
+                self._seed_children[seed].append(at)
+            positions = [self._position.get(parent) for parent in parents]
             known = tuple(p for p in positions if p is not None)
             assert all(p < at for p in known), "undecided commits come parents first"
             self._parents.append(known)
@@ -66,10 +70,8 @@ class Negotiator:
         """The commits to ask about next (each undecided, at most 4,096), empty when finished."""
         if self.is_finished:
             return ()
-        if self.queries_count == 0:
-            chosen = self._first_query()
-        else:
-            chosen = self._later_query()
+        chosen = self._first_query() if self.queries_count == 0 else []
+        chosen = chosen or self._later_query()
         self._asked = chosen
         self.queries_count += 1
         self.ids_asked_count += len(chosen)
@@ -114,14 +116,19 @@ class Negotiator:
         return [c for c, state in zip(self._ids, self._state, strict=True) if state == _MISSING]
 
     def frontier(self) -> list[ObjectId]:
-        """Heads of what both hold: the seeds, and common commits without a common child."""
+        """Heads of what both hold: seeds and common commits, without a common child."""
         heads = [
             commit
             for at, commit in enumerate(self._ids)
             if self._state[at] == _COMMON
             and not any(self._state[child] == _COMMON for child in self._children[at])
         ]
-        return [*self._seeds, *heads]
+        seeds = [
+            seed
+            for seed, children in self._seed_children.items()
+            if not any(self._state[child] == _COMMON for child in children)
+        ]
+        return [*seeds, *heads]
 
     # --- choosing ---------------------------------------------------------------------------
 
@@ -136,7 +143,8 @@ class Negotiator:
                 if distance == wanted:
                     chosen[at] = None
                     wanted *= 2
-        return list(chosen)[:KNOWN_IDS_MAX]
+        undecided = [at for at in chosen if self._state[at] == _UNDECIDED]
+        return undecided[:KNOWN_IDS_MAX]
 
     def _later_query(self) -> list[int]:
         undecided = [at for at in range(len(self._ids)) if self._state[at] == _UNDECIDED]

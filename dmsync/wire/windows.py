@@ -52,13 +52,21 @@ class ReceiveWindow:
         self.bytes_received += frame_bytes
         self.records_received += records_count
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Received and not said to be durable."""
+        return self.bytes_received - self.bytes_durable
+
     def is_ack_due(self, now_s: float) -> bool:
-        waiting = self.bytes_received - self.bytes_durable
+        waiting = self.waiting_bytes
         return waiting >= ACK_BYTES or (waiting > 0 and now_s - self.last_ack_s >= ACK_INTERVAL_S)
 
-    def made_durable(self, now_s: float) -> Ack:
-        """Everything received so far is durable: the ACK that says so."""
-        self.bytes_durable = self.bytes_received
-        self.records_durable = self.records_received
+    def mark(self) -> tuple[int, int]:
+        """Bytes and records received so far: what a sync that begins now makes durable."""
+        return self.bytes_received, self.records_received
+
+    def made_durable(self, now_s: float, mark: tuple[int, int] | None = None) -> Ack:
+        """Everything up to `mark` (default: received so far) is durable: the ACK that says so."""
+        self.bytes_durable, self.records_durable = mark or self.mark()
         self.last_ack_s = now_s
         return Ack(self.records_durable, self.bytes_durable, INFLIGHT_BYTES_MAX)

@@ -193,6 +193,17 @@ TABLE: dict[str, Rows] = {
 }  # fmt: skip
 
 
+LONG = {
+    "status", "diff", "commit", "restore", "export", "checkout", "reset", "merge", "resolve",
+    "cherry-pick", "revert", "stash", "stash push", "stash apply", "stash pop", "stash branch",
+    "op restore", "push", "pull", "fetch", "clone", "bundle create", "bundle apply", "prune", "fsck",
+}  # fmt: skip
+"""Commands that say how far they have come."""
+QUICK = {
+    "diff HEAD~1 HEAD --stat", "checkout topic", "push backup shop --all", "bundle apply {tmp}/b",
+}  # fmt: skip
+"""Lines of theirs that have nothing to read, write or send in more than one go."""
+
 # --- the commands ------------------------------------------------------------------------------
 
 
@@ -499,6 +510,28 @@ def test_json_is_one_document_or_lines_with_a_summary(name: str, row: Row, bench
     assert last.get("exit_code", done.code) == done.code
     if row.is_changing:  # or the dry run of this row would prove nothing
         assert (bench.state() == before) is row.is_idle
+
+
+@for_good
+def test_progress_and_profile_go_with_every_command(name: str, row: Row, bench: Bench) -> None:
+    """They add lines of their own types, and change neither the answer nor the exit code."""
+    bench.take(row.steps)
+    done = bench.run(row.arguments, "--json", "--progress", "--profile")
+    assert done.code == row.code, done.describe()
+    *told, profile = json_lines(done.stderr)
+    assert profile["type"] == "profile"
+    assert {note["type"] for note in told} <= {"note", "warning", "progress"}
+    if row.answer == "document":
+        assert isinstance(done.json(), dict | list)
+    else:
+        *before, last = json_lines(done.stdout)
+        assert last["type"] == "summary", done.describe()
+        assert last["stages"] is not None
+        told += [line for line in before if line["type"] == "progress"]
+    shown = [note for note in told if note["type"] == "progress"]
+    assert all(note["title"] and note["phase"] for note in shown), done.describe()
+    is_quick = name not in LONG or row.arguments in QUICK
+    assert shown or is_quick, done.describe()
 
 
 @for_good

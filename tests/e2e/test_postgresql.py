@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.cluster import Cluster, MakeCluster
 from tests.support.postgresql import PostgresServer, programs_directory
-from tests.support.proxy import Proxy
 from tests.support.tree import describe_tree
-from tools.bench.references import XorReference, tar_zstd_bytes, xor_reference
+from tools.benchmarks.references import XorReference, tar_zstd_bytes, xor_reference
+from tools.netlab.link import Link
 
 SCALE = 40
 CLIENTS = 4
@@ -32,7 +32,7 @@ class Replica:
     near: Cluster
     far: Cluster
     other: Cluster
-    proxy: Proxy
+    link: Link
     server: PostgresServer
     expected_rows: dict[str, int]
 
@@ -44,9 +44,9 @@ class Replica:
 
     def push(self) -> int:
         """Push; bytes on the wire, both directions."""
-        before = self.proxy.bytes_total
+        before = self.link.bytes_total
         self.near.run("push", "far", timeout_s=TIMEOUT_S)
-        return self.proxy.bytes_total - before
+        return self.link.bytes_total - before
 
     def check_clone(self) -> None:
         """The clone's tree is the original's; PostgreSQL starts on it and finds the same, sound."""
@@ -65,17 +65,17 @@ class Replica:
 def replica(make_cluster: MakeCluster, tmp_path: Path) -> Iterator[Replica]:
     """A database with pgbench's tables, stopped; nothing committed yet."""
     near, far, other = make_cluster("near"), make_cluster("far"), make_cluster("other")
-    proxy = Proxy(far.serve().port)
-    near.add_remote("far", far, port=proxy.port)
+    link = Link(far.serve().port)
+    near.add_remote("far", far, port=link.port)
     other.add_remote("far", far)
-    with proxy, PostgresServer(tmp_path / "data") as server:
+    with link, PostgresServer(tmp_path / "data") as server:
         server.initdb()
         server.start()
         server.pgbench("-i", "-q", "-s", str(SCALE))
         rows = server.row_counts()
         server.stop()
         near.run("init", "db", "--at", server.data)
-        yield Replica(near, far, other, proxy, server, rows)
+        yield Replica(near, far, other, link, server, rows)
 
 
 @pytest.mark.slow

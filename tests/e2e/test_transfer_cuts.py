@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.cluster import Cluster, MakeCluster
 from tests.support.processes import Daemon
-from tests.support.proxy import Proxy
 from tests.support.tree import file_hashes
+from tools.netlab.link import Link
 
 RESENT_BYTES_MAX = 24 * 1024 * 1024
 """What one cut may cost (protocol/limits.toml: unacknowledged bytes, and what SSH had buffered)."""
@@ -22,30 +22,30 @@ MEGABYTE = 1000 * 1000
 
 @dataclass
 class Line:
-    """Two clusters with a proxy between them, and data that `near` has committed."""
+    """Two clusters with a link between them, and data that `near` has committed."""
 
     near: Cluster
     far: Cluster
-    proxy: Proxy
+    link: Link
     data: Path
 
     def push_until(self, total_bytes: int, kill: Callable[[Daemon], None]) -> int:
-        """Push; run `kill` when the proxy has counted `total_bytes`. The push's exit code."""
+        """Push; run `kill` when the link has counted `total_bytes`. The push's exit code."""
         with self.near.start("push", "far") as push:
-            self.proxy.at_total(total_bytes, lambda: kill(push))
+            self.link.at_total(total_bytes, lambda: kill(push))
             return push.process.wait(PUSH_TIMEOUT_S)
 
 
 @pytest.fixture
 def line(make_cluster: MakeCluster, tmp_path: Path) -> Iterator[Callable[[int], Line]]:
     """Makes the two clusters for random data of a given size in bytes."""
-    with_proxies: list[Proxy] = []
+    links: list[Link] = []
 
     def make(data_bytes: int) -> Line:
         near, far = make_cluster("near"), make_cluster("far")
-        proxy = Proxy(far.serve().port)
-        with_proxies.append(proxy)
-        near.add_remote("far", far, port=proxy.port)
+        link = Link(far.serve().port)
+        links.append(link)
+        near.add_remote("far", far, port=link.port)
         data = tmp_path / "data"
         data.mkdir()
         with (data / "random").open("wb") as file:
@@ -53,11 +53,11 @@ def line(make_cluster: MakeCluster, tmp_path: Path) -> Iterator[Callable[[int], 
                 file.write(os.urandom(MEGABYTE))
         near.run("init", "large", "--at", data)
         near.commit("large")
-        return Line(near, far, proxy, data)
+        return Line(near, far, link, data)
 
     yield make
-    for proxy in with_proxies:
-        proxy.close()
+    for link in links:
+        link.close()
 
 
 SIZES = [
@@ -101,7 +101,7 @@ def test_push_killed_on_the_receiving_side_goes_on(
 def finish_and_check(between: Line, data_bytes: int, points: list[int]) -> None:
     """Push to the end; all arrived, and no cut cost more than its share."""
     summary = between.near.run("push", "far", "--json").summary()
-    total = between.proxy.bytes_total
+    total = between.link.bytes_total
     cuts, resent = len(points), total - data_bytes
     print(f"{cuts} cuts: {total} bytes for {data_bytes}, {resent / cuts / 2**20:.1f} MiB a cut")
     assert resent <= cuts * RESENT_BYTES_MAX

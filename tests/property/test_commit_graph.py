@@ -17,12 +17,14 @@ from dmsync.core.graph import (
     ahead_behind,
     ancestors_difference,
     descending,
+    difference_count,
     is_ancestor,
     merge_bases,
     nth_first_parent,
     reaching_tips,
 )
 from dmsync.core.ids import ObjectId
+from dmsync.storage.catalog_graph import CatalogGraph
 from tests.support.commit_graphs import (
     DOT,
     GitGraph,
@@ -69,6 +71,8 @@ class Checked:
         )
         assert self._bits(found) == self.model.reachable(wanted, excluded)
         self._assert_parents_first(found)
+        count = difference_count(self.view, [of[n] for n in wanted], [of[n] for n in excluded])
+        assert count == len(found)
 
     def log(self, tips: list[int]) -> None:
         """The log's order: children before parents, each once, all there."""
@@ -119,6 +123,12 @@ def ask_everything(checked: Checked, chance: random.Random, count: int) -> None:
             checked.first_parents(a, steps)
 
 
+def assert_reachable_counts(graph: CatalogGraph, ids: list[ObjectId], model: Model) -> None:
+    """Counted once, when a commit was added, from its parents' counts."""
+    for number, oid in enumerate(ids):
+        assert graph.reachable_count(oid) == model.ancestors[number].bit_count()
+
+
 @given(shapes(), st.randoms(use_true_random=False))
 @settings(max_examples=examples(150), deadline=None, suppress_health_check=SLOW_IS_FINE)
 def test_small_graphs_agree_with_the_model(shape: Shape, chance: random.Random) -> None:
@@ -132,6 +142,7 @@ def test_graphs_in_a_real_catalog_agree_with_the_model(shape: Shape, chance: ran
         catalog, ids = graph_in_catalog(Path(directory) / "store", shape)
         with catalog:
             ask_everything(Checked(catalog.graph(DOT), ids, Model(shape)), chance, 6)
+            assert_reachable_counts(catalog.graph(DOT), ids, Model(shape))
 
 
 @pytest.mark.parametrize("seed", range(examples(1)))
@@ -147,6 +158,7 @@ def test_ten_thousand_commits_agree_with_the_model(seed: int, tmp_path: Path) ->
     catalog, ids = graph_in_catalog(tmp_path / "store", shape)
     with catalog:
         ask_everything(Checked(catalog.graph(DOT), ids, in_order.model), chance, 3)
+        assert_reachable_counts(catalog.graph(DOT), ids, in_order.model)
 
 
 def ask_git(

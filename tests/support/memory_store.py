@@ -1,7 +1,11 @@
 """Objects kept in a dict: the interface of ObjectStore and PackWriter, for tests of the engine."""
 
+from collections.abc import Iterable, Iterator, Sequence
+
 from dmsync.core.ids import Kind, ObjectId, object_id
+from dmsync.core.records import Encoding, Record
 from dmsync.errors import ObjectMissing
+from dmsync.storage.pack_writer import NewChunk, PreparedChunk
 
 
 class MemoryStore:
@@ -16,6 +20,10 @@ class MemoryStore:
             return self.objects[kind, oid]
         except KeyError:
             raise ObjectMissing(f"{kind.name} {oid.hex()[:12]} is missing") from None
+
+    def read_many(self, kind: Kind, ids: Iterable[ObjectId]) -> Iterator[bytes]:
+        for oid in ids:
+            yield self.read(kind, oid)
 
     def read_page(self, page: ObjectId) -> bytes:
         return self.read(Kind.PAGE, page)
@@ -38,6 +46,19 @@ class MemoryWriter:
             self.store.objects[kind, oid] = bytes(data)
             self.bytes_written += len(data)
         return oid
+
+    def prepare(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
+        return [
+            PreparedChunk(
+                chunk.id,
+                Record(Kind.CHUNK, Encoding.RAW, len(chunk.data), bytes(chunk.data)),
+            )
+            for chunk in chunks
+        ]
+
+    def put_prepared(self, chunks: Sequence[PreparedChunk]) -> None:
+        for chunk in chunks:
+            assert self.put(Kind.CHUNK, chunk.record.payload) == chunk.id
 
     def write_page(self, data: bytes, base: ObjectId | None) -> ObjectId:
         return self.put(Kind.PAGE, data, base=base)

@@ -124,8 +124,8 @@ class Bench:
         except FileNotFoundError as exc:
             raise DriverFailed("the merge driver wrote no result") from exc
         try:
-            reader = ContentReader(self.writer, self.writer, incremental=True)
-            content = reader.read(fd, os.fstat(fd), old)
+            with ContentReader(self.writer, self.writer, incremental=True) as reader:
+                content = reader.read(fd, os.fstat(fd), old)
         finally:
             os.close(fd)
         return replace(

@@ -21,7 +21,6 @@ from dmsync.core.graph import is_ancestor, merge_bases
 from dmsync.core.ids import DotId, Kind, ObjectId
 from dmsync.core.objects import MESSAGE_BYTES_MAX, Commit, Entry
 from dmsync.engine import switching, trees
-from dmsync.engine.capture import Progress
 from dmsync.engine.commit_deltas import keep_delta
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.merging.drivers import Bench, merge_drivers, open_bench
@@ -36,6 +35,7 @@ from dmsync.engine.merging.state import (
 )
 from dmsync.engine.merging.trees import FoundConflict, MergedTree, MergeRules, Policy, merge_trees
 from dmsync.engine.merging.virtual_base import virtual_base
+from dmsync.engine.progress import Progress
 from dmsync.engine.restore import RestoreResult
 from dmsync.engine.revision_lookup import resolve_revision
 from dmsync.engine.store import Store
@@ -237,6 +237,8 @@ def _start(
                 hint="--allow-unrelated merges them as if both had added all their files",
             )
     _refuse_absent(store, dot.dot, [tip, request.theirs, *bases])
+    if progress is not None:
+        progress.phase("merging")
     with store.objects(dot.dot).writer() as writer:
         merged = _merge_commits(store, dot.dot, writer, request, tip, bases)
         _refuse_unrecordable(merged.conflicts)

@@ -16,7 +16,6 @@ from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.objects import Entry, EntryKind
 from dmsync.core.pages import find_path
 from dmsync.engine import switching, trees
-from dmsync.engine.capture import Progress
 from dmsync.engine.databases.sqlite_merge import RowConflict, resolve_rows
 from dmsync.engine.merging.drivers import FileVersion, open_bench
 from dmsync.engine.merging.edits import edited, moved_directory, regrouped
@@ -30,6 +29,7 @@ from dmsync.engine.merging.state import (
 )
 from dmsync.engine.merging.trees import ROOT_PATH
 from dmsync.engine.merging.units import COMPANIONS, MEMBERS
+from dmsync.engine.progress import Progress
 from dmsync.engine.store import Store
 from dmsync.errors import MergeConflict, NotFound, PathNotFound, UsageError
 from dmsync.storage.catalog import DotRow

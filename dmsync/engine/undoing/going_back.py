@@ -26,10 +26,10 @@ from dmsync.core.events import (
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import full_name
 from dmsync.engine import switching, trees
-from dmsync.engine.capture import Progress
 from dmsync.engine.dots import bring_back_directory, finish_deletions, new_trash
 from dmsync.engine.operations import describe, is_tracking, short
 from dmsync.engine.past import catalog_at
+from dmsync.engine.progress import Progress
 from dmsync.engine.store import Store
 from dmsync.engine.undoing.returning import (
     HeldTree,

@@ -26,7 +26,6 @@ from dmsync.core.events import (
 from dmsync.core.graph import is_ancestor
 from dmsync.core.ids import DotId
 from dmsync.engine import switching, trees
-from dmsync.engine.capture import Progress
 from dmsync.engine.dots import bring_back_directory, finish_deletions
 from dmsync.engine.operations import (
     describe,
@@ -37,6 +36,7 @@ from dmsync.engine.operations import (
     talks_to_remote,
     touches,
 )
+from dmsync.engine.progress import Progress
 from dmsync.engine.restore import RestoreResult
 from dmsync.engine.store import Store
 from dmsync.engine.undoing.returning import (

@@ -25,7 +25,7 @@ from dmsync.core.events import (
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.objects import commit_from_bytes
 from dmsync.engine import switching, trees
-from dmsync.engine.capture import Progress
+from dmsync.engine.progress import Progress
 from dmsync.engine.restore import RestoreResult
 from dmsync.engine.store import Store
 from dmsync.engine.tree_users import refuse_in_use

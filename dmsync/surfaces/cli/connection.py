@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from dmsync.errors import HostKeyRejected, NetworkError
@@ -189,7 +190,8 @@ def ssh_settings(invocation: Invocation, dm_command: str | None = None) -> "SshS
         ssh_command=settings.ssh_command,
         dm_command=dm_command,
         accept_host_key=invocation.accept_host_key,
-        on_unknown_host=_ask_about_host if _has_terminal() else None,
+        limit_bytes_per_s=invocation.limit_rate,
+        on_unknown_host=partial(_ask_about_host, invocation) if _has_terminal() else None,
     )
 
 
@@ -197,14 +199,12 @@ def _has_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _ask_about_host(host: str, fingerprint: str) -> bool:
+def _ask_about_host(invocation: Invocation, host: str, fingerprint: str) -> bool:
     """--yes does not answer this one: who the other side is decides where the data goes."""
-    sys.stderr.write(
+    return invocation.ask(
         f"The host key of {escape_name(host)} is not known: {fingerprint}\n"
         "Compare it with the server's own. Trust it? (enter Y to continue): "
     )
-    sys.stderr.flush()
-    return sys.stdin.readline().rstrip("\n") == "Y"
 
 
 def trust_host(invocation: Invocation, url_text: str) -> None:

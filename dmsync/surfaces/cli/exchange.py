@@ -16,7 +16,7 @@ from dmsync.surfaces.cli.invocation import (
     DmCommand,
     Invocation,
     changing_options,
-    reaching_options,
+    transfer_options,
 )
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class _PushCommand(DmCommand):
 )
 @click.option("--stash-on-divergence", "stash", is_flag=True, help="Keep theirs as X-DIVERGED-...")
 @click.option("--atomic", is_flag=True, help="Move all refs or none.")
-@reaching_options
+@transfer_options
 @changing_options
 @click.pass_obj
 def push_command(
@@ -402,7 +402,7 @@ def _content_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--force", is_flag=True, help="Take theirs; our commits stay in the reflog.")
 @click.option("--merge", is_flag=True, help="When both sides have commits, merge theirs into ours.")
 @_content_options
-@reaching_options
+@transfer_options
 @changing_options
 @click.pass_obj
 def pull_command(
@@ -449,7 +449,7 @@ def pull_command(
 @click.option("--all", "every", is_flag=True, help="Every dot, when DOT is not given.")
 @click.option("--remote-name", metavar="[NS/]NAME", help="The dot's name over there.")
 @_content_options
-@reaching_options
+@transfer_options
 @changing_options
 @click.pass_obj
 def fetch_command(
@@ -587,7 +587,7 @@ def _merge_fetched(
     help="Write the files to DIR (new or empty): it is the dot's subdot __default__.",
 )
 @click.option("--as-root", is_flag=True, help="DIR is the whole tree: its directories are subdots.")
-@reaching_options
+@transfer_options
 @changing_options
 @click.pass_obj
 def clone_command(

@@ -5,14 +5,17 @@ passes between the top of the command and its commands.
 """
 
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from dmsync.errors import UsageError
+from dmsync.storage import stages
 from dmsync.surfaces.cli import output
 
 if TYPE_CHECKING:
@@ -36,13 +39,18 @@ class Invocation:
         self.verbose = 0
         self.assume_yes = False
         self.dry_run = False
+        self.profile = False
+        self.shows_progress: bool | None = None
+        """--progress, --no-progress, or neither."""
         self.lock_wait_s: float | None = None
         self.default_dot: str | None = None
         self.home: str | None = None
         self.config: str | None = None
         self.accept_host_key: str | None = None
+        self.limit_rate: int | None = None
         self.at_op: int | None = None
         self._settings: Settings | None = None
+        self._progress: Progress | None = None
 
     @property
     def settings(self) -> "Settings":
@@ -90,11 +98,20 @@ class Invocation:
 
         return resolve_dot(store, self.settings.dot if name is None else name)
 
-    def progress(self, title: str) -> "Progress":
-        """A progress display fit for where stderr goes; silent with -q."""
+    @contextmanager
+    def progress(self, title: str, *, is_query: bool = False) -> "Iterator[Progress]":
+        """A progress display fit for where stderr goes; silent with -q. With --json the stages of
+        long work are measured. `is_query`: the answer is a single document."""
         from dmsync.surfaces.cli.progress import make_progress
 
-        return make_progress(title, self)
+        if self.as_json:
+            stages.start()
+        with make_progress(title, self, is_query=is_query) as progress:
+            self._progress = progress
+            try:
+                yield progress
+            finally:
+                self._progress = None
 
     # --- output -------------------------------------------------------------------------------
 
@@ -103,14 +120,36 @@ class Invocation:
         output.write_json(value)
 
     def summary(self, value: dict[str, object]) -> None:
-        """The last JSON line of a command that worked; a dry run's says that it was one."""
+        """The last JSON line of a command that worked; a dry run's says that it was one, that of
+        long work where the time went."""
+        if self._progress is not None:
+            self._progress.close()
         dry_run = {"dry_run": True} if self.dry_run else {}
-        output.write_json_line({"type": "summary", **value, **dry_run})
+        output.write_json_line({"type": "summary", **value, **dry_run, **self.stages()})
+
+    def stages(self) -> dict[str, object]:
+        """The JSON field `stages`, where they are measured."""
+        clock = stages.running()
+        if clock is None:
+            return {}
+        from dmsync.surfaces.cli.profile import stages_fields
+
+        return {"stages": stages_fields(clock)}
+
+    def end_profile(self) -> None:
+        """The run is over, however it ended: tell where the time went, if that was asked for."""
+        clock = stages.running()
+        stages.stop()
+        if clock is not None and self.profile:
+            from dmsync.surfaces.cli.profile import print_profile
+
+            print_profile(clock, as_json=self.as_json)
 
     def result(self, text: str) -> None:
         """What a changing command prints on success; -q keeps it back."""
         if not self.quiet:
-            output.write_line(text)
+            with self.aside():
+                output.write_line(text)
 
     def talk(self, text: str) -> None:
         """A remark for a human, on stderr; never with -q, JSON with --json."""
@@ -122,11 +161,16 @@ class Invocation:
         self._to_stderr("warning", text)
 
     def _to_stderr(self, kind: str, text: str) -> None:
-        if self.as_json:
-            output.write_line(output.json_text({"type": kind, "message": text}), sys.stderr)
-        else:
-            prefix = "dm: warning: " if kind == "warning" else ""
-            output.write_line(prefix + output.escape_text(text), sys.stderr)
+        with self.aside():
+            if self.as_json:
+                output.write_line(output.json_text({"type": kind, "message": text}), sys.stderr)
+            else:
+                prefix = "dm: warning: " if kind == "warning" else ""
+                output.write_line(prefix + output.escape_text(text), sys.stderr)
+
+    def aside(self) -> "AbstractContextManager[None]":
+        """Keeps what shows the progress of the work out of the way."""
+        return nullcontext() if self._progress is None else self._progress.aside()
 
     def confirm(self, question: str) -> bool:
         """Ask, unless --yes; exactly `Y` agrees. Never asks without a terminal.
@@ -140,9 +184,14 @@ class Invocation:
             raise UsageError(
                 "this asks for confirmation and there is no terminal", hint="give --yes"
             )
-        sys.stderr.write(question)
-        sys.stderr.flush()
-        return sys.stdin.readline().rstrip("\n") == "Y"
+        return self.ask(question)
+
+    def ask(self, question: str) -> bool:
+        """Put a question to whoever is at the terminal; exactly `Y` agrees."""
+        with self.aside():
+            sys.stderr.write(question)
+            sys.stderr.flush()
+            return sys.stdin.readline().rstrip("\n") == "Y"
 
 
 _ABOUT_THE_PAST: Final = frozenset(
@@ -211,9 +260,8 @@ def write_options(
 
 
 def _is_shared(parameter: click.Parameter) -> bool:
-    return (parameter.name != "accept_host_key" and not parameter.expose_value) or (
-        parameter.name == "help"
-    )
+    is_special = parameter.name in ("accept_host_key", "limit_rate")
+    return (not is_special and not parameter.expose_value) or parameter.name == "help"
 
 
 def _record(context: click.Context, parameter: click.Parameter, value: object) -> None:
@@ -226,6 +274,8 @@ def _record(context: click.Context, parameter: click.Parameter, value: object) -
         refuse_undecodable(context, parameter, value)
         if name == "verbose" and isinstance(value, int):
             value += invocation.verbose
+        if name == "profile":
+            stages.start()
         setattr(invocation, name, value)
 
 
@@ -282,11 +332,33 @@ _COMMON = (
         metavar="SEQ",
         help="Ask about the store as it was after operation SEQ (dm op log).",
     ),
+    _option(
+        "--progress/--no-progress",
+        "shows_progress",
+        default=None,
+        help="Show how far long work is, without a terminal too; or never.",
+    ),
+    _option(
+        "--profile", "profile", is_flag=True, help="Say at the end, on stderr, where the time went."
+    ),
 )
 _CHANGING = (
     _option("-n", "--dry-run", "dry_run", is_flag=True, help="Say what would be done, do nothing."),
     _option("-y", "--yes", "assume_yes", is_flag=True, help="Answer yes to every question."),
 )
+
+
+_RATE_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_RATE_MAX: Final = 1 << 40
+
+
+def _rate(text: str) -> int:
+    """Bytes a second: a number with k, M or G behind it, or none. Raises BadParameter."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kKMG]?)", text)
+    rate = 0 if found is None else int(float(found[1]) * _RATE_UNITS[found[2].upper()])
+    if not 0 < rate <= _RATE_MAX:
+        raise click.BadParameter("a rate is bytes a second, such as 500k or 20M")
+    return rate
 
 
 def _apply(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
@@ -321,3 +393,15 @@ def reaching_options(command: Command) -> Command:
             ),
         ),
     )
+
+
+def transfer_options(command: Command) -> Command:
+    """Options of a command that moves data to or from another host."""
+    limit = _option(
+        "--limit-rate",
+        "limit_rate",
+        type=_rate,
+        metavar="RATE",
+        help="Bytes a second in each direction at most: 500k, 20M (powers of 1024).",
+    )
+    return reaching_options(_apply(command, (limit,)))

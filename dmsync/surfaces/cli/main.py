@@ -141,6 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     install_handlers()
     invocation = Invocation()
     try:
+        return _run_reported(given, invocation)
+    finally:
+        invocation.end_profile()
+
+
+def _run_reported(given: list[str], invocation: Invocation) -> int:
+    try:
         code = _run(given, invocation)
         if sys.stdout is not None:
             sys.stdout.flush()

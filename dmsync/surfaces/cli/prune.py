@@ -81,7 +81,9 @@ def prune_command(
     )
     request = PruneRequest(policy, tag_patterns or None, not_pushed, invocation.dry_run)
     with invocation.open_store() as store:
-        summary = prune(store, invocation.resolve_dot(store, dot), request)
+        row = invocation.resolve_dot(store, dot)
+        with invocation.progress(f"pruning {row.name}") as progress:
+            summary = prune(store, row, request, progress)
     _print(invocation, summary)
 
 

@@ -24,7 +24,8 @@ def status_command(invocation: Invocation, stat: bool) -> None:
 
     with invocation.open_store() as store:
         dot = invocation.resolve_dot(store)
-        report = status(store, dot.dot)
+        with invocation.progress(f"comparing {dot.name}", is_query=True) as progress:
+            report = status(store, dot.dot, progress)
     if report.problem is not None:
         raise report.problem
     if invocation.as_json:
@@ -40,6 +41,7 @@ def status_command(invocation: Invocation, stat: bool) -> None:
                 "switching": report.switching,
                 "merge": _merge_fields(report),
                 "changes": [change_fields(change) for change in report.changes],
+                **invocation.stages(),
             }
         )
         return
@@ -166,12 +168,15 @@ def diff_command(
         name_status=name_status,
     )
     with invocation.open_store() as store:
-        comparison = compare(
-            store,
-            invocation.resolve_dot(store),
-            revisions,
-            paths=tuple(map(tree_path, paths)),
-            measured=stat,
-            find_copies=find_copies,
-        )
+        dot = invocation.resolve_dot(store)
+        with invocation.progress(f"comparing {dot.name}", is_query=True) as progress:
+            comparison = compare(
+                store,
+                dot,
+                revisions,
+                paths=tuple(map(tree_path, paths)),
+                measured=stat,
+                find_copies=find_copies,
+                progress=progress,
+            )
         DiffOutput(comparison, wishes).write(invocation)

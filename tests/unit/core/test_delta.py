@@ -13,7 +13,7 @@ from dmsync.core.delta import (
     compress_all,
     compress_with_prefix,
     decompress,
-    looks_incompressible,
+    overlay_pages,
     replace_pages,
     select_pages,
 )
@@ -113,7 +113,56 @@ def test_replacing_the_changed_pages_gives_the_new_bytes(pages: list[int], last:
     assert replace_pages(old, pages, select_pages(bytes(new), pages)) == new
 
 
-def test_incompressible_is_told_from_compressible() -> None:
-    assert looks_incompressible(RANDOM)
-    assert not looks_incompressible(bytes(128 * 1024))
-    assert not looks_incompressible(RANDOM[:65536] + b"text " * 13_000)
+# --- prefixes as blocks before the frame ----------------------------------------------------------
+
+
+def _with_dictionary(frame: bytes, prefix: bytes) -> bytes:
+    dictionary = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdDecompressor(dict_data=dictionary).decompress(frame)
+
+
+@pytest.mark.parametrize("prefix_bytes", [8, 4096, 131_071, 131_072, 131_073, 300_000])
+@pytest.mark.parametrize("data_bytes", [0, 1, 255, 256, 65_791, 65_792, 131_072, 400_000])
+@pytest.mark.parametrize("level", [1, 3, 6, 19])
+def test_a_prefix_decodes_as_the_librarys_dictionary(
+    prefix_bytes: int, data_bytes: int, level: int
+) -> None:
+    source = random.Random(prefix_bytes * data_bytes)
+    prefix = source.randbytes(prefix_bytes // 2) + bytes(prefix_bytes - prefix_bytes // 2)
+    data = (prefix[100:9000] + source.randbytes(50) + b"text " * 99) * (data_bytes // 500 + 1)
+    data = data[:data_bytes]
+    for frame in (
+        compress_with_prefix(data, prefix, level),
+        zstandard.ZstdCompressor(
+            level=level,
+            dict_data=zstandard.ZstdCompressionDict(
+                prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT
+            ),
+            write_checksum=level == 6,
+        ).compress(data),
+    ):
+        assert decompress(frame, len(data), prefix) == _with_dictionary(frame, prefix) == data
+        assert decompress(frame, len(data), bytearray(prefix)) == data
+
+
+def test_a_checksum_is_still_checked_with_a_prefix() -> None:
+    dictionary = zstandard.ZstdCompressionDict(RANDOM, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    compressor = zstandard.ZstdCompressor(dict_data=dictionary, write_checksum=True)
+    frame = compressor.compress(RANDOM[500:2500])
+    with pytest.raises(BadObject):
+        decompress(frame[:-1] + bytes((frame[-1] ^ 1,)), 2000, RANDOM)
+
+
+@given(st.integers(1, (1 << 32) - 1), st.integers(0, 131_072))
+def test_pages_laid_over_in_place_are_what_replacing_them_gives(changed: int, size: int) -> None:
+    pages = [page for page in range(32) if changed >> page & 1]
+    old, new = RANDOM[:size], RANDOM[::-1][:size]
+    content = bytearray(old)
+    replaced = select_pages(old, pages)
+    frame = compress_with_prefix(select_pages(new, pages), replaced)
+    if pages[-1] * 4096 >= size:
+        with pytest.raises(BadObject):
+            overlay_pages(content, changed, frame)
+    else:
+        overlay_pages(content, changed, frame)
+        assert content == replace_pages(old, pages, select_pages(new, pages))

@@ -13,7 +13,7 @@ import pytest
 from dmsync.core.ids import Kind
 from dmsync.core.objects import ROOT_ENTRY, Entry, EntryKind, Layout
 from dmsync.core.pages import ZERO_RUN, file_spans, find_path, walk_tree
-from dmsync.engine.file_content import OldSpans, regions
+from dmsync.engine.file_blocks import OldSpans, regions
 from dmsync.errors import CaptureFailed
 from dmsync.storage.object_store import ObjectStore
 from dmsync.storage.stat_cache import StatCache
@@ -66,7 +66,7 @@ def test_empty_tree_is_an_empty_subdot(tree: LiveTree) -> None:
     ],
 )
 def test_content_is_recorded_whatever_the_layout(tree: LiveTree, size: int, layout: Layout) -> None:
-    data = os.urandom(size)
+    data = (b"x" + os.urandom(size))[:size]  # a single zero would be no chunk
     (tree.path / "f").write_bytes(data)
     tree.capture()
     assert entry_of(tree, b"f").layout is layout
@@ -332,7 +332,7 @@ def test_file_that_keeps_changing_is_recorded_and_told(
             opened.write(b"more")
         return read_xattrs(target, **options)
 
-    monkeypatch.setattr("dmsync.engine.capture.read_xattrs", append_meanwhile)
+    monkeypatch.setattr("dmsync.engine.file_reading.read_xattrs", append_meanwhile)
     result = tree.capture()
     assert result.unstable_paths == [SUBDOT + b"/f"]
     monkeypatch.undo()

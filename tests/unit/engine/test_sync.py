@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from dmsync.core.events import DotDeleted, Event, RefChanged
 from dmsync.core.ids import DotId, ObjectId
+from dmsync.engine import sync_records
 from dmsync.engine.ports import TargetTree
 from dmsync.engine.sync_pull import list_remote_dots
 from dmsync.engine.sync_refs import stash_name
@@ -25,6 +27,7 @@ from dmsync.errors import (
     UnrelatedHistories,
     WouldLose,
 )
+from dmsync.storage import pack_writer, quarantine
 from dmsync.wire.messages import RefStatus
 from tests.support.sync_stores import Everything, FakeStore, Pair, noise
 
@@ -97,6 +100,48 @@ def test_records_go_verbatim_when_the_base_is_there(pair: Pair) -> None:
     assert summary.reencoded == 0 and summary.verbatim == summary.objects_sent
     assert summary.bytes_sent < 6000
     assert pair.remote.files(dot, tip)["a"] == again
+
+
+@contextmanager
+def compressions() -> Iterator[list[str]]:
+    """The names of the functions that make frames, once for each call by whoever handles objects."""
+    calls: list[str] = []
+
+    def counted(name: str, compress: Callable[..., Any]) -> Callable[..., Any]:
+        def count_and_compress(*given: Any) -> Any:
+            calls.append(name)
+            return compress(*given)
+
+        return count_and_compress
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (sync_records, quarantine, pack_writer):
+            for name in ("compress", "compress_all", "compress_with_prefix"):
+                if hasattr(module, name):
+                    patch.setattr(module, name, counted(name, getattr(module, name)))
+        yield calls
+
+
+def test_an_ordinary_push_and_pull_compress_nothing(pair: Pair) -> None:
+    """P8: what is stored goes as it is and is kept as it came, on both sides."""
+    data = noise(3_000_000) + b"the same line again\n" * 100_000
+    dot = pushed(pair, a=data, b=b"x" * 5000)
+    with compressions() as calls:
+        pair.local.commit(
+            dot, {"a": data[:500_000] + b"changed" + data[500_007:], "b": b"y" * 5000}
+        )
+        assert calls, "a commit does compress"
+        pair.local.commit(dot, {"a": data + b"longer", "b": b"y" * 5000, "c": noise(400_000, 2)})
+        calls.clear()
+        pushed_more = pair.push(dot)
+        assert pushed_more.reencoded == 0 and pushed_more.verbatim == pushed_more.objects_sent >= 10
+        assert calls == []
+        tip = pair.remote.commit(dot, {"a": data + b"longest", "c": noise(500_000, 2)})
+        calls.clear()
+        pulled = pair.pull(dot)
+        assert pulled.reencoded == 0 and pulled.verbatim == pulled.objects_received > 3
+        assert calls == []
+    assert pair.local.tip(dot) == tip
 
 
 def test_records_whose_base_the_receiver_lacks_are_reencoded(pair: Pair) -> None:

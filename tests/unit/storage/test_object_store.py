@@ -28,6 +28,7 @@ from dmsync.errors import (
 )
 from dmsync.storage import object_reading, packs
 from dmsync.storage.object_store import ObjectStore
+from dmsync.storage.pack_writer import NewChunk
 from dmsync.storage.packs import PackBuilder
 
 CHUNK = 128 * 1024
@@ -337,6 +338,43 @@ def test_any_flipped_bit_is_found_and_never_gives_wrong_bytes(store) -> None:
         assert list(opened.check(full=True)) == []
 
 
+def test_stored_records_are_those_that_are_read_one_by_one(store) -> None:
+    """Also where a record is damaged: the same error, at the same object."""
+    states = versions(60, 20_000)
+    ids: list[ObjectId] = []
+    with store.writer() as writer:
+        for number, state in enumerate(states):
+            base = ids[-1] if number % 20 else None
+            ids.append(writer.put(Kind.CHUNK, state, base=base))
+        writer.seal()
+    asked = [*ids[::-1], *ids[:5]]
+    one_by_one = [store.stored_record(Kind.CHUNK, oid) for oid in asked]
+    assert list(store.stored_records(Kind.CHUNK, asked)) == one_by_one
+    hints = store.unverified_records(ids)
+    assert [hints[oid] for oid in ids] == one_by_one[: len(ids)][::-1]
+    with pytest.raises(ObjectMissing):
+        list(store.stored_records(Kind.CHUNK, [*ids[:3], ObjectId(bytes(32))]))
+
+    place = store.sealed.places(short_key(ids[30]))[0]
+    path = Path(store.sealed.directory) / place.pack
+    data = bytearray(path.read_bytes())
+    data[place.offset + 40] ^= 4
+    path.write_bytes(data)
+    outcomes: list[list[object]] = []
+    for at_once in (False, True):
+        seen: list[object] = []
+        with reopened(store) as opened:  # what was read before may still be in memory
+            many = opened.stored_records(Kind.CHUNK, ids)
+            single = (opened.stored_record(Kind.CHUNK, oid) for oid in ids)
+            try:
+                seen.extend(many if at_once else single)
+            except Corruption as exc:
+                seen.append(exc.message)
+        outcomes.append(seen)
+    assert outcomes[0] == outcomes[1]
+    assert isinstance(outcomes[0][-1], str)
+
+
 def test_the_quick_check_finds_truncation_and_missing_files(store) -> None:
     put_chain(store, versions(3))
     paths = [Path(store.sealed.directory) / pack.name for pack in store.packs()]
@@ -602,3 +640,38 @@ def test_memory_of_a_commit_follows_no_size(store) -> None:
         writer.seal()
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kib < 60_000
+
+
+def test_prepared_chunks_are_stored_as_if_they_were_put(tmp_path) -> None:
+    noise = random.Random(9)
+    old = [rows(1), noise.randbytes(CHUNK), rows(2, 9000)]
+    new = [edited(rows(1), 5), noise.randbytes(CHUNK), rows(3, 500), b"", rows(1), rows(4)]
+    bases = [object_id(Kind.CHUNK, old[0]), object_id(Kind.CHUNK, old[1]), None, None, None, None]
+    stored = []
+    for way in ("put", "prepared"):
+        with ObjectStore(str(tmp_path / way / ("ab" * 16))) as store:
+            with store.writer() as writer:
+                for data in old:
+                    writer.put(Kind.CHUNK, data)
+                writer.seal()
+            with store.writer() as writer:
+                if way == "put":
+                    for data, base in zip(new, bases, strict=True):
+                        writer.put(Kind.CHUNK, data, base=base, similar=True)
+                else:
+                    buffers = [bytearray(data) for data in new]
+                    chunks = [
+                        NewChunk(object_id(Kind.CHUNK, data), memoryview(buffer), base)
+                        for data, buffer, base in zip(new, buffers, bases, strict=True)
+                    ]
+                    prepared = writer.prepare(chunks, similar=True)
+                    for buffer in buffers:
+                        buffer[:] = bytes(len(buffer))  # they are the caller's again
+                    writer.put_prepared(prepared)
+                    writer.put_prepared(prepared)
+                writer.seal()
+            stored.append([store.stored_record(Kind.CHUNK, object_id(Kind.CHUNK, d)) for d in new])
+            assert [store.read_chunk(object_id(Kind.CHUNK, data)) for data in new] == new
+            assert len(store.packs()) == 2
+            assert store.packs()[-1].records + store.packs()[0].records == 8
+    assert stored[0] == stored[1]

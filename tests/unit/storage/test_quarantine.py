@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from dmsync.core.records import STEPS_MAX, BaseSlice, Encoding, Record, encode_r
 from dmsync.errors import BadObject, Corruption, ObjectMissing
 from dmsync.storage.object_store import ObjectStore
 from dmsync.storage.quarantine import Quarantine
+
+Received = list[tuple[Kind, ObjectId, int]]
 
 COMMIT = Commit(ROOT_ENTRY, (), "a", "a", 0, 0, "message").to_bytes()
 PAGE = encode_page(Page(DIRECTORY, 0, (Entry(b"name", EntryKind.FIFO, 0o600),)))
@@ -71,7 +74,7 @@ def test_received_records_are_readable_and_promoted_verbatim(sender, store) -> N
         for kind, oid, record in sent:
             assert quarantine.receive(record) == oid
             assert quarantine.read(kind, oid) == sender.read(kind, oid)
-            assert quarantine.has_key(short_key(oid))
+            assert quarantine.keys_here([short_key(oid)], stored=False)
             assert not store.has(kind, oid), "not the store's before promotion"
         assert quarantine.read_page(sent[-2][1]) == PAGE
         assert quarantine.received_ids == {oid for _, oid, _ in sent}
@@ -82,6 +85,102 @@ def test_received_records_are_readable_and_promoted_verbatim(sender, store) -> N
         assert store.read(kind, oid) == sender.read(kind, oid)
         assert encode_record(store.stored_record(kind, oid)) == record
     assert list(store.check(full=True)) == []
+
+
+def drain(steps: Generator[None, None, Received]) -> Received:
+    """Run a generator of steps to its end; what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            received: Received = stop.value
+            return received
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["as announced", "unannounced"])
+def test_a_frame_gives_what_its_records_give_one_by_one(sender, tmp_path, announced) -> None:
+    """On threads or not, by the plan or by the bases' hashes: same ids, same bytes kept."""
+    sent = sent_records(sender) + many_records(sender)
+    kept = []
+    for name in ("single", "joined"):
+        with ObjectStore(str(tmp_path / name / ("cd" * 16))) as store, Quarantine(store) as here:
+            if name == "single":
+                ids = [here.receive(record) for _, _, record in sent]
+            else:
+                expected = {short_key(oid) for _, oid, _ in sent} if announced else frozenset()
+                joined = b"".join(record for _, _, record in sent)
+                received = drain(here.receive_joined(joined, expected))
+                ids = [oid for _, oid, _ in received]
+                assert [kind for kind, _, _ in received] == [kind for kind, _, _ in sent]
+                lengths = [len(here.read(kind, oid)) for kind, oid, _ in sent]
+                assert [length for _, _, length in received] == lengths
+            here.sync()
+            kept.append((ids, [part.read_bytes()[64:] for part in parts(store)]))
+            assert ids == [oid for _, oid, _ in sent]
+            here.discard()
+    assert kept[0] == kept[1]
+
+
+def many_records(sender: ObjectStore) -> list[tuple[Kind, ObjectId, bytes]]:
+    """Enough chunks for several threads: half of them deltas on chunks of the same frame, some
+    equal to others."""
+    ids = []
+    with sender.writer() as writer:
+        for number in range(40):
+            old = rows(100 + number % 30, 9_000)
+            base = writer.put(Kind.CHUNK, old)
+            new = old[:4000] + b"CHANGED" + old[4007:]
+            ids += [base, writer.put(Kind.CHUNK, new, base=base)]
+        writer.seal()
+    return [(Kind.CHUNK, oid, encode_record(sender.stored_record(Kind.CHUNK, oid))) for oid in ids]
+
+
+def test_deltas_on_a_chain_of_the_store_come_in_one_frame(sender, store) -> None:
+    """What a usual push brings: each record's base is stored as a chain of patches here."""
+    chunks = [rows(seed, 40_000) for seed in range(24)]
+    last: list[ObjectId | None] = [None] * len(chunks)
+    for round_number in range(3):
+        for objects in (sender, store):
+            with objects.writer() as writer:
+                for at, data in enumerate(chunks):
+                    last[at] = writer.put(Kind.CHUNK, data, base=previous(last, at, round_number))
+                writer.seal()
+        chunks = [
+            c[: 8000 * round_number] + b"%08d" % 7 + c[8000 * round_number + 8 :] for c in chunks
+        ]
+    with sender.writer() as writer:
+        new = [writer.put(Kind.CHUNK, c, base=last[at]) for at, c in enumerate(chunks)]
+        writer.seal()
+    records = [encode_record(r) for r in sender.stored_records(Kind.CHUNK, new)]
+    with Quarantine(store) as quarantine:
+        received = drain(quarantine.receive_joined(b"".join(records), set(map(short_key, new))))
+        assert [oid for _, oid, _ in received] == new
+        quarantine.promote()
+    assert list(store.read_many(Kind.CHUNK, new)) == chunks
+
+
+def previous(last: list[ObjectId | None], at: int, round_number: int) -> ObjectId | None:
+    return last[at] if round_number else None
+
+
+def test_a_damaged_base_of_ours_is_told_and_nothing_wrong_is_kept(sender, store) -> None:
+    """The plan vouches for the result: a base that decodes to something else cannot pass."""
+    old = rows(1, 40_000)
+    new = old[:-5] + b"newer"
+    with store.writer() as writer:
+        base = writer.put(Kind.CHUNK, old)
+        writer.seal()
+    pack = Path(store.sealed.directory) / store.packs()[0].name
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 3] ^= 1
+    pack.write_bytes(data)
+    frame = compress_with_prefix(new, old)
+    delta = Record(Kind.CHUNK, Encoding.PREFIX, len(new), frame, (BaseSlice(short_key(base)),))
+    expected = {short_key(object_id(Kind.CHUNK, new))}
+    with Quarantine(store) as quarantine:
+        with pytest.raises(Corruption):
+            drain(quarantine.receive_joined(encode_record(delta), expected))
+        assert quarantine.received_ids == set()
 
 
 def test_what_is_here_already_is_not_kept_again(sender, store) -> None:
@@ -216,6 +315,8 @@ def test_hostile_records_are_refused_and_leave_nothing(store, why, record) -> No
     with Quarantine(store) as quarantine:
         with pytest.raises(BadObject):
             quarantine.receive(record)
+        with pytest.raises(BadObject):
+            drain(quarantine.receive_joined(record + raw(Kind.CHUNK, b"behind")[:-1]))
         assert quarantine.received_ids == set()
         assert quarantine.promote() == ()
 

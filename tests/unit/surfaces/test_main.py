@@ -15,7 +15,7 @@ import pytest
 from dmsync import __version__, errors
 from dmsync.errors import DmError
 from dmsync.surfaces.cli import main as main_module
-from dmsync.surfaces.cli.invocation import DmCommand, Invocation
+from dmsync.surfaces.cli.invocation import DmCommand, Invocation, changing_options
 from dmsync.surfaces.cli.main import COMMANDS, dm, main
 
 NAMES = [name for section in COMMANDS.values() for name in section]
@@ -101,7 +101,7 @@ def test_common_options_stand_before_or_after_the_command(
     seen: list[Invocation] = []
 
     @click.command("probe", cls=DmCommand)
-    @main_module.changing_options
+    @changing_options
     @click.pass_obj
     def probe(invocation: Invocation) -> None:
         seen.append(invocation)

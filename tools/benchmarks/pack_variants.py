@@ -2,7 +2,7 @@
 
 Give two or more copies of the same directory, oldest first:
 
-    python -m tools.bench.pack_variants v0 v1 v2 [--sections abcdefgh] [--more]
+    python -m tools.benchmarks.pack_variants v0 v1 v2 [--sections abcdefgh] [--more]
 
 Each consecutive pair is stored by each method; the first directory is also measured as a first
 commit. Prints one Markdown table. Frames of sections d, g and h are decoded and compared, outside
@@ -24,7 +24,13 @@ from backports import zstd
 from blake3 import blake3
 from pyfastcdc import FastCDC
 
-from tools.bench.references import PAGE_BYTES, regular_files, tar_zstd_bytes, xor_reference
+from tools.benchmarks.references import (
+    PAGE_BYTES,
+    floor_bytes,
+    regular_files,
+    tar_zstd_bytes,
+    xor_reference,
+)
 
 KIB: Final = 1024
 MANIFEST_IDS: Final = 1024
@@ -33,8 +39,6 @@ RARE: Final = 8
 GOOD_DELTA: Final = 0.5
 """A delta above this share of the plain frame is no good."""
 SIZES: Final = (64 * KIB, 128 * KIB, 256 * KIB)
-
-CP = zstd.CompressionParameter
 
 
 # --- frames ------------------------------------------------------------------------------------
@@ -135,19 +139,10 @@ class Table:
 
 
 def floor(pages: Sequence[Chunk]) -> tuple[int, float]:
-    """All changed pages in one level 3 stream with long matches, the replaced pages as prefix."""
-    old = b"".join(page.old for page in pages if page.old is not None)
-    new = b"".join(page.new for page in pages)
+    """The floor of changed pages, and the seconds it took."""
+    pairs = [(page.old or b"", page.new) for page in pages]
     start = time.perf_counter()
-    options: dict[int, int] = {
-        CP.compression_level: 3,
-        CP.enable_long_distance_matching: 1,
-        CP.window_log: 27,
-    }
-    size = len(
-        zstd.compress(new, options=options, zstd_dict=zstd.ZstdDict(old, is_raw=True).as_prefix)
-    )
-    return size, time.perf_counter() - start
+    return floor_bytes(pairs), time.perf_counter() - start
 
 
 # --- c: the old place as prefix ----------------------------------------------------------------
