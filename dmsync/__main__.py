@@ -2,7 +2,7 @@
 
 import sys
 
-from dmsync.surfaces.cli.main import main
+from dmsync.surfaces.cli.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

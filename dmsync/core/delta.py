@@ -29,6 +29,8 @@ PREFIX_BYTES_MIN: Final = 8
 """zstd refuses shorter raw dictionaries."""
 PATCH_PAGE_BYTES: Final = 4096
 """The smallest unit databases rewrite in place; larger ones are runs of these."""
+_PAGES_COMPARED_TOGETHER: Final = 8
+"""Most chunks differ in a page or two: a comparison of equal pages one by one is mostly calls."""
 _BLOCK_BYTES_MAX: Final = 128 * 1024
 _SINGLE_SEGMENT: Final = b"\x28\xb5\x2f\xfd\xa0"
 """Magic number and a descriptor: content size in 4 bytes, which is also the window."""
@@ -145,10 +147,13 @@ def changed_pages(
 ) -> list[int]:
     """Numbers of the pages in which two equally long strings differ, ascending."""
     view = memoryview(new)
+    group_bytes = _PAGES_COMPARED_TOGETHER * page_bytes
     return [
         start // page_bytes
-        for start in range(0, len(view), page_bytes)
+        for group in range(0, len(view), group_bytes)
         # compares where they are: slices of bytes would be copies
+        if not old.startswith(view[group : group + group_bytes], group)
+        for start in range(group, min(group + group_bytes, len(view)), page_bytes)
         if not old.startswith(view[start : start + page_bytes], start)
     ]
 

@@ -23,8 +23,11 @@ COMMON_PIECE_PAGES: Final = 8
 PAGES_PER_CHUNK_MAX: Final = 32
 INDEXED_PAGES_MAX: Final = 12_288
 """About 35 MiB of piece table."""
-HELD_BYTES_MAX: Final = 40 * 1024 * 1024
-"""Page contents, compressed: database pages shrink to about a thousand bytes."""
+HELD_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Page contents as they are held."""
+HELD_PLAIN_BYTES_MAX: Final = 48 * 1024 * 1024
+"""Pages beyond are held compressed (database pages shrink to about a thousand bytes); it takes as
+long as cutting them into pieces, so that what an ordinary commit replaces is held as it is."""
 _HELD_LEVEL: Final = -1
 """A tenth of the time of level 3, and a quarter larger."""
 
@@ -35,12 +38,15 @@ class SimilarPage:
 
     base: BaseSlice
     steps: int
-    frame: bytes
+    held: bytes
+    """The content, or a frame of it, which is shorter."""
     length: int
 
     @property
     def content(self) -> bytes:
-        return decompress(self.frame, self.length)
+        if len(self.held) == self.length:
+            return self.held
+        return decompress(self.held, self.length)
 
 
 class PageIndex:
@@ -49,9 +55,14 @@ class PageIndex:
     Features are computed at the first search: many commits never search.
     """
 
-    def __init__(self, pages_max: int = INDEXED_PAGES_MAX) -> None:
+    def __init__(
+        self,
+        pages_max: int = INDEXED_PAGES_MAX,
+        plain_bytes_max: int = HELD_PLAIN_BYTES_MAX,
+    ) -> None:
         self._pages: list[SimilarPage] = []
         self._pages_max = pages_max
+        self._plain_bytes_max = plain_bytes_max
         self._held_bytes = 0
         self._indexed = 0
         self._places: dict[int, int | list[int]] = {}
@@ -70,9 +81,13 @@ class PageIndex:
             return
         start = page * SIMILAR_PAGE_BYTES
         content = data[start : start + SIMILAR_PAGE_BYTES]
-        frame = self._compressor.compress(content)
-        self._held_bytes += len(frame)
-        self._pages.append(SimilarPage(BaseSlice(key, page), steps, frame, len(content)))
+        held = content
+        if self._held_bytes + len(content) > self._plain_bytes_max:
+            frame = self._compressor.compress(content)
+            if len(frame) < len(content):
+                held = frame
+        self._held_bytes += len(held)
+        self._pages.append(SimilarPage(BaseSlice(key, page), steps, held, len(content)))
 
     def similar(self, data: bytes, *, steps_max: int) -> list[SimilarPage]:
         """At most 32 pages that share most with `data`, the best one last.
@@ -115,13 +130,14 @@ class PageIndex:
         return chosen
 
     def _index_new_pages(self) -> None:
+        places = self._places
         for number in range(self._indexed, len(self._pages)):
             for piece in _pieces(self._pages[number].content):
-                found = self._places.get(piece)
-                if found is None:
-                    self._places[piece] = number
-                elif isinstance(found, int):
-                    self._places[piece] = [found, number]
+                found = places.setdefault(piece, number)
+                if found == number:
+                    continue  # the first page with it: nearly all pieces
+                if isinstance(found, int):
+                    places[piece] = [found, number]
                 elif len(found) <= COMMON_PIECE_PAGES:
                     found.append(number)
         self._indexed = len(self._pages)

@@ -17,10 +17,11 @@ from dmsync.core.events import (
     UpstreamSet,
 )
 from dmsync.core.ids import DOT_ID_BYTES, DotId
-from dmsync.core.names import DotName, check_dot_name, parse_dot_name
+from dmsync.core.names import check_dot_name, parse_dot_name
 from dmsync.core.pages import directory_entries
 from dmsync.engine import switching, trees
 from dmsync.engine.branches import BranchSummary, commit_count, list_branches
+from dmsync.engine.dot_lookup import display_name, find_dot, find_written, resolve_dot
 from dmsync.engine.progress import Progress
 from dmsync.engine.store import Store
 from dmsync.errors import (
@@ -70,60 +71,6 @@ class DotDetails:
     """Commits that are here by their record alone."""
     subdots: tuple[str, ...] | None = None
     """The subdots whose content is kept here; None: all."""
-
-
-def display_name(store: Store, namespace: str, name: str) -> str:
-    """`name`, with its namespace unless that is the store's own."""
-    return name if namespace == store.settings.namespace else f"{namespace}/{name}"
-
-
-def find_dot(store: Store, text: str) -> DotRow:
-    """The dot of that name, `[namespace/]dot`.
-
-    Raises:
-        DotNotFound, InvalidName; UsageError: a branch or subdot, which would go unheeded here.
-    """
-    expression = parse_dot_name(text)
-    for what, part in (("branch @", expression.branch), ("subdot .", expression.subdot)):
-        if part is not None:
-            raise UsageError(
-                f"{text}: a dot's name alone is expected here, without the {what}{part}",
-                hint=f"dm checkout {part} chooses the branch" if "@" in what else "",
-            )
-    return _find(store, expression)
-
-
-def _find(store: Store, expression: DotName) -> DotRow:
-    namespace = expression.namespace or store.settings.namespace
-    row = store.catalog.dot_by_name(namespace, expression.dot)
-    if row is None:
-        written = display_name(store, namespace, expression.dot)
-        raise DotNotFound(
-            f"No such filesystem named {written}: the dot doesn't exist", hint="dm list shows dots"
-        )
-    return row
-
-
-def resolve_dot(store: Store, name: str | None) -> DotRow:
-    """The named dot, else the current one, else the only one.
-
-    Raises:
-        DotNotFound: no such dot, or several and none chosen.
-    """
-    if name is not None:
-        return find_dot(store, name)
-    current = store.catalog.current_dot()
-    if current is not None:
-        row = store.catalog.dot(current)
-        if row is not None and row.trash is None:
-            return row
-    dots = store.catalog.dots()
-    if len(dots) == 1:
-        return dots[0]
-    raise DotNotFound(
-        "No current dot is selected",
-        hint="dm init DOT makes the first" if not dots else "dm switch DOT chooses one",
-    )
 
 
 def init_dot(store: Store, name: str, *, at: str | None, as_root: bool) -> DotRow:
@@ -356,7 +303,7 @@ def dot_path(store: Store, text: str | None) -> bytes:
             which is the user's: nothing is made there; or a partial clone does not keep it.
     """
     expression = None if text is None else parse_dot_name(text)
-    row = resolve_dot(store, None) if expression is None else _find(store, expression)
+    row = resolve_dot(store, None) if expression is None else find_written(store, expression)
     head = store.catalog.head(row.dot)
     branch = (expression.branch if expression else None) or head
     subdot = (expression.subdot if expression else None) or "__default__"

@@ -5,7 +5,6 @@ Incoming data is quarantined and its closure proven exactly as a server does wit
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -712,16 +711,16 @@ class _Fetching:
         """Promote, record commits, tracking refs and local refs in one transaction, move trees."""
         if incoming is not None:
             incoming.quarantine.promote()
-        catalog = self.store.catalog
-        is_new = catalog.dot(dot) is None
-        with ExitStack() as locked:
-            if not is_new and self.request.move != "none" and not self.request.dry_run:
-                locked.enter_context(self.hooks.locked(self.store, dot))
-            change = _Conclusion(self, dot, remote, wanted, arrivals, incoming, is_new)
-            if not self.request.dry_run:
+        is_new = self.store.catalog.dot(dot) is None
+        change = _Conclusion(self, dot, remote, wanted, arrivals, incoming, is_new)
+        if self.request.dry_run or change.is_nothing():
+            pass  # not even the lock is taken, which would write its holder's name
+        elif is_new or self.request.move == "none":
+            change.record()
+        else:
+            with self.hooks.locked(self.store, dot):
                 change.record()
-                if not is_new and self.request.move != "none":
-                    self.hooks.finish_switches(self.store, dot)
+                self.hooks.finish_switches(self.store, dot)
         if change.refused is not None:
             raise change.refused
         return self._summary(dot, change)
@@ -799,6 +798,12 @@ class _Conclusion:
     @property
     def request(self) -> FetchRequest:
         return self.fetching.request
+
+    def is_nothing(self) -> bool:
+        """Is all as the remote has it, and no switch of a tree left to complete?"""
+        if self.arrivals or self.is_new or self.fetching.store.catalog.switches(self.dot):
+            return False
+        return not self._ref_changes({}) and self.refused is None
 
     def record(self) -> None:
         """Append everything at once; nothing when nothing changes.

@@ -225,8 +225,7 @@ class PackWriter:
         change once it returns. `similar` as in `put`.
         """
         with stage("encode"):
-            new = [chunk for chunk in chunks if not self._is_sealed(chunk.id)]
-            return self._prepared(new, similar=similar)
+            return self._prepared(self._not_sealed(chunks), similar=similar)
 
     def put_prepared(self, chunks: Sequence[PreparedChunk]) -> None:
         """Store prepared chunks, each unless it is here already. Raises as `put`."""
@@ -292,9 +291,15 @@ class PackWriter:
         except Corruption:
             return None  # a damaged base only costs a full frame; fsck reports it
 
+    def _not_sealed(self, chunks: Sequence[NewChunk]) -> Sequence[NewChunk]:
+        if self._is_first or not chunks:
+            return chunks
+        keys = self._sealed.first_places([short_key(chunk.id) for chunk in chunks])
+        if not keys:
+            return chunks
+        return [c for c in chunks if short_key(c.id) not in keys or not self._is_sealed(c.id)]
+
     def _is_sealed(self, oid: ObjectId) -> bool:
-        if self._is_first or not self._store.has_key(short_key(oid)):
-            return False
         try:
             return self._sealed.find(Kind.CHUNK, oid) is not None
         except Corruption:

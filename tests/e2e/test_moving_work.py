@@ -145,7 +145,9 @@ def test_a_killed_export_leaves_nothing_under_its_name(
         env=cluster.environment, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 30
-    while not any(entry.startswith(".dm-tmp-") for entry in os.listdir(tmp_path)):
+    # A directory is made beside its place, an archive under its own name and more.
+    beginnings = (".dm-tmp-", f"{name}.tmp-")
+    while not any(entry.startswith(beginnings) for entry in os.listdir(tmp_path)):
         assert daemon.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     daemon.send_signal(signal.SIGKILL)

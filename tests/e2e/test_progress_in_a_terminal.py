@@ -13,7 +13,7 @@ from tests.support.cluster import Cluster
 from tests.support.terminal import Terminal
 
 MIB = 1024**2
-DATA_MIB = 200
+DATA_MIB = 512
 COLUMNS = 100
 DRAWN = re.compile(r"(committing|pushing|restoring|resetting|exporting)[^\r\n]*: \w+")
 RATE = r"\d+\.\d\d [MG]iB/s"
@@ -25,7 +25,7 @@ INTERRUPTED = 130
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Cluster]:
-    """A dot of some 200 MB that are not committed yet."""
+    """A dot of some 500 MB that are not committed yet."""
     with Cluster(tmp_path / "here", "here") as cluster:
         data = tmp_path / "data"
         data.mkdir()

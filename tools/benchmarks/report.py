@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tools.benchmarks.plots import draw_all
 from tools.benchmarks.result import (
     RESULTS,
     Check,
@@ -57,6 +56,8 @@ CAPTIONS: Final = {
 
 def write_report(result: Result) -> list[Path]:
     """Write everything; the paths written."""
+    from tools.benchmarks.plots import draw_all  # matplotlib is installed for this alone
+
     made = draw_all(result, FIGURES)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page(result, [path.name for path in made], complete_results(RESULTS)))

@@ -4,6 +4,7 @@ Files are collected and written in batches, so that the objects of many small fi
 large one, are read ahead of the writes (`read_many`). What is written was verified against its id.
 """
 
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,11 @@ from dmsync.engine.differing_bytes import differing_spans
 from dmsync.engine.file_blocks import READ_BYTES, FileMoved, buffers
 from dmsync.engine.file_content import ChunkReader
 from dmsync.engine.progress import Progress
+from dmsync.engine.restoring.direct_writing import (
+    DIRECT_BYTES_MIN,
+    DirectWriter,
+    aligned_buffer,
+)
 from dmsync.engine.restoring.live_directory import LiveDirectory
 from dmsync.engine.restoring.metadata import MetadataWriter
 from dmsync.engine.restoring.result import RestoreResult
@@ -123,11 +129,19 @@ class FileMaker:
         self._writeback = writeback
         self._progress = progress
         self._files_seen = 0
+        self._buffer: mmap.mmap | None = None
 
-    def wrote(self, count: int) -> None:
-        """So many bytes of a file were written."""
+    def direct_writer(self, fd: int) -> DirectWriter:
+        """To write a new file with. The last one made is the only one to be used."""
+        if self._buffer is None:
+            self._buffer = aligned_buffer()
+        return DirectWriter(fd, self._buffer)
+
+    def wrote(self, count: int, *, is_direct: bool = False) -> None:
+        """So many bytes of a file were written; `is_direct`: past the page cache."""
         self.result.bytes_written += count
-        self._writeback.wrote(count)
+        if not is_direct:
+            self._writeback.wrote(count)
         if self._progress is not None:
             self._progress.reached(self.result.bytes_written, self._files_seen)
 
@@ -142,7 +156,7 @@ class NewFile:
     """A file that gets a new inode: under its own name in a directory that is ours, elsewhere under
     a temporary one that then takes the place of what is there."""
 
-    __slots__ = ("_directory", "_entry", "_fd", "_made_as", "_maker")
+    __slots__ = ("_direct", "_directory", "_entry", "_fd", "_made_as", "_maker")
 
     def __init__(self, maker: FileMaker, directory: LiveDirectory, entry: Entry) -> None:
         self._maker = maker
@@ -150,6 +164,7 @@ class NewFile:
         self._entry = entry
         self._fd = -1
         self._made_as = b""
+        self._direct: DirectWriter | None = None
 
     def spans(self) -> Iterator[tuple[int, Span]]:
         """Runs of zeros are holes when recorded so, else allocated space."""
@@ -166,13 +181,18 @@ class NewFile:
     def write(self, offset: int, span: Span, content: bytes | None) -> None:
         if self._fd < 0:
             self._open()
-        if content is not None:
+        if self._direct is not None:
+            if content is not None:
+                self._direct.write(content)
+            else:
+                self._direct.write_zeros(span.length)
+        elif content is not None:
             write_at(self._fd, content, offset)
         elif span.length >= _ALLOCATED_BYTES_MIN:
             os.posix_fallocate(self._fd, offset, span.length)
         else:
             write_zeros(self._fd, offset, span.length)
-        self._maker.wrote(span.length)
+        self._maker.wrote(span.length, is_direct=self._direct is not None)
 
     def _open(self) -> None:
         entry, directory = self._entry, self._directory
@@ -189,10 +209,14 @@ class NewFile:
             self._made_as = temporary
         if entry.sparse:
             os.ftruncate(self._fd, entry.size)
+        elif entry.size >= DIRECT_BYTES_MIN:
+            self._direct = self._maker.direct_writer(self._fd)
 
     def finish(self) -> None:
         if self._fd < 0:
             self._open()
+        if self._direct is not None:
+            self._direct.finish()
         entry, directory, maker = self._entry, self._directory, self._maker
         made = maker.metadata.apply_to_new_file(directory, entry, self._fd)
         fd, self._fd = self._fd, -1

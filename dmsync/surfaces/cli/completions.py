@@ -121,7 +121,7 @@ def _given(context: click.Context, parameter: click.Parameter) -> tuple[str, ...
 
 
 def _dots(store: "Store", _: str | None) -> Iterator[str]:
-    from dmsync.engine.dots import display_name
+    from dmsync.engine.dot_lookup import display_name
 
     for row in store.catalog.dots():
         yield display_name(store, row.namespace, row.name)
@@ -135,7 +135,7 @@ def _refs(*spaces: str) -> Names:
     """Short names of the current dot's refs in these spaces; a stash keeps its `stash/`."""
 
     def names(store: "Store", dot: str | None) -> Iterator[str]:
-        from dmsync.engine.dots import resolve_dot
+        from dmsync.engine.dot_lookup import resolve_dot
 
         row = resolve_dot(store, dot)
         for space in spaces:

@@ -8,7 +8,6 @@ from typing import Any, Final, TypeVar
 
 Result = TypeVar("Result")
 
-INTERRUPTED_EXIT: Final = 130
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
 

@@ -94,7 +94,7 @@ class Invocation:
 
     def resolve_dot(self, store: "Store", name: str | None = None) -> "DotRow":
         """The dot named on the line, else by --dot or DM_DOT, else the current one."""
-        from dmsync.engine.dots import resolve_dot
+        from dmsync.engine.dot_lookup import resolve_dot
 
         return resolve_dot(store, self.settings.dot if name is None else name)
 

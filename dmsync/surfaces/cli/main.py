@@ -15,7 +15,8 @@ from click.exceptions import Exit, NoArgsIsHelpError
 
 from dmsync import __version__
 from dmsync.errors import DmError, StorageFailed, UsageError
-from dmsync.surfaces.cli.interrupts import INTERRUPTED_EXIT, Terminated, install_handlers
+from dmsync.surfaces.cli.entry import INTERRUPTED_EXIT
+from dmsync.surfaces.cli.interrupts import Terminated, install_handlers
 from dmsync.surfaces.cli.invocation import Invocation, changing_options
 from dmsync.surfaces.cli.output import escape_text, json_text, write_line
 

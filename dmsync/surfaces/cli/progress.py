@@ -28,7 +28,7 @@ from dmsync.surfaces.cli.profile import stages_fields
 if TYPE_CHECKING:
     from dmsync.surfaces.cli.invocation import Invocation
 
-TERMINAL_DELAY_S: Final = 0.5
+TERMINAL_DELAY_S: Final = 2.0
 TERMINAL_INTERVAL_S: Final = 0.2
 PLAIN_INTERVAL_S: Final = 60.0
 JSON_INTERVAL_S: Final = 1.0

@@ -69,3 +69,28 @@ def test_pages_per_chunk_and_in_the_index_are_bounded() -> None:
         small.add(b"k" * 8, 1, chunk, page)
     assert len(small) == 5
     assert small.is_full
+
+
+def test_what_is_found_does_not_depend_on_how_pages_are_held() -> None:
+    texts = b"".join(f"row {number} of the table\n".encode() for number in range(2000))
+    chunk = data(5, 2) + texts[: 3 * PAGE] + data(6, 2)
+    found = []
+    for index in (PageIndex(), PageIndex(plain_bytes_max=PAGE)):
+        for page in range(7):
+            index.add(b"k" * 8, 1, chunk, page)
+        new = chunk[PAGE // 2 : 4 * PAGE] + chunk[6 * PAGE :]
+        pages = index.similar(new, steps_max=9)
+        assert all(
+            page.content == chunk[page.base.page * PAGE : (page.base.page + 1) * PAGE]
+            for page in pages
+        )
+        found.append([page.base for page in pages])
+    assert found[0] == found[1]
+    assert len(found[0]) > 3
+
+
+def test_pages_that_do_not_shrink_are_held_within_the_bound_too() -> None:
+    index = PageIndex(plain_bytes_max=0)
+    chunk = data(7, 2)
+    index.add(b"k" * 8, 1, chunk, 1)
+    assert [page.content for page in index.similar(chunk, steps_max=9)] == [chunk[PAGE:]]

@@ -1,5 +1,6 @@
 """The parts of a restore: batches, in-place changes, failures half way, syncing on the way."""
 
+import gc
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -49,6 +50,7 @@ def entry_of(tree: LiveTree, name: str) -> Entry:
 
 
 def open_descriptors() -> int:
+    gc.collect()  # not what other tests left open in cycles
     return len(os.listdir("/proc/self/fd"))
 
 

@@ -534,6 +534,7 @@ def test_usual_pull_takes_two_round_trips_and_nothing_new_one(pair: Pair) -> Non
     assert summary.round_trips == 2
     assert pair.local.tip(dot) == tip and summary.new_commits == (tip,)
     before = seqs(pair)
+    pair.local_tree = TargetTree(locked=lambda *_: pytest.fail("taking the lock writes to it"))
     again = pair.pull(dot)
     assert again.round_trips == 1 and again.nothing_to_do
     assert seqs(pair) == before

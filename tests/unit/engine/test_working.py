@@ -13,6 +13,7 @@ import pytest
 from dmsync.core.events import RefChanged, TreeSwitchStarted
 from dmsync.core.ids import ObjectId
 from dmsync.engine import branches, dots, history, switching, trees
+from dmsync.engine.dot_lookup import resolve_dot
 from dmsync.errors import (
     AlreadyExists,
     CaptureFailed,
@@ -255,15 +256,15 @@ def test_deleted_dot_frees_its_name_and_leaves_the_attached_directory(
 
 def test_dot_is_found_by_default_only_when_it_is_clear(shop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(DotNotFound, match="No current dot is selected"):
-        dots.resolve_dot(shop.store, None)
+        resolve_dot(shop.store, None)
     first = shop.attach("one", tmp_path / "1")
-    assert dots.resolve_dot(shop.store, None).dot == first.dot
+    assert resolve_dot(shop.store, None).dot == first.dot
     second = shop.attach("two", tmp_path / "2")
-    assert dots.resolve_dot(shop.store, None).dot == second.dot
+    assert resolve_dot(shop.store, None).dot == second.dot
     dots.delete_dot(shop.store, "two")
     shop.attach("three", tmp_path / "3")
     dots.delete_dot(shop.store, "three")
-    assert dots.resolve_dot(shop.store, None).dot == first.dot
+    assert resolve_dot(shop.store, None).dot == first.dot
 
 
 def test_deleted_branch_stays_in_the_store(shop: Workshop, dot: DotRow, data: Path) -> None:

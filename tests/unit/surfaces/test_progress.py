@@ -423,7 +423,7 @@ def test_a_terminal_gets_a_line_a_log_one_a_minute(invocation, on_terminal, monk
     on_terminal()
     shown = make_progress("x", invocation, is_query=False)
     assert isinstance(shown, TerminalProgress)
-    assert (shown._delay_s, shown._interval_s) == (0.5, 0.2)
+    assert (shown._delay_s, shown._interval_s) == (2.0, 0.2)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     shown = make_progress("x", invocation, is_query=False)
     assert type(shown) is LineProgress
