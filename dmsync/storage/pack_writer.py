@@ -51,6 +51,10 @@ _SURELY_GOOD: Final = 64
 """A delta below 1/64 of the object is taken without comparing it with a plain frame."""
 _GOOD_DELTA: Final = 0.5
 """Of the plain frame; a worse one goes on to the similarity search."""
+_PROBED_CHUNKS_MIN: Final = 12
+"""So many chunks of one block changed together are likely a file written anew, as logs are that
+take the place of old ones: reading what they replace, the costliest chains there are, helps
+nobody. Two of them tell."""
 _PREFIX_SHARE: Final = 0.75
 """With more pages changed than this the whole base is a better prefix than the pages."""
 _IDS_REMEMBERED: Final = 65_536
@@ -306,18 +310,13 @@ class PackWriter:
             return False
 
     def _prepared(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
-        replaced = self._replaced([chunk.base for chunk in chunks if chunk.base is not None])
         forms: dict[ObjectId, PreparedChunk] = {}
         frames: dict[ObjectId, bytes] = {}
-        for chunk in chunks:
-            old = next(replaced) if chunk.base is not None else None
-            if old is None:
-                continue
-            form, frame = _delta(Kind.CHUNK, chunk, old)
-            if form is not None:
-                forms[chunk.id] = form
-            elif frame is not None:
-                frames[chunk.id] = frame
+        based = [chunk for chunk in chunks if chunk.base is not None]
+        probes, others = _probes_and_others(based)
+        self._try_deltas(probes, forms, frames)
+        if others and any(probe.id in forms for probe in probes):
+            self._try_deltas(others, forms, frames)
         alone = [c for c in chunks if c.id not in forms and c.id not in frames and len(c.data)]
         frames.update(
             zip([c.id for c in alone], compress_all([c.data for c in alone]), strict=True)
@@ -330,6 +329,24 @@ class PackWriter:
                     chunk.id, record, bytes(chunk.data) if may_look else b""
                 )
         return [forms[chunk.id] for chunk in chunks]
+
+    def _try_deltas(
+        self,
+        chunks: Sequence[NewChunk],
+        forms: dict[ObjectId, PreparedChunk],
+        frames: dict[ObjectId, bytes],
+    ) -> None:
+        """Note the forms of chunks that are best stored on what they replace, and the full frames
+        that were made on the way."""
+        replaced = self._replaced([chunk.base for chunk in chunks if chunk.base is not None])
+        for chunk, old in zip(chunks, replaced, strict=True):
+            if old is None:
+                continue
+            form, frame = _delta(Kind.CHUNK, chunk, old)
+            if form is not None:
+                forms[chunk.id] = form
+            elif frame is not None:
+                frames[chunk.id] = frame
 
     def _replaced(self, bases: Sequence[ObjectId]) -> Iterator[Decoded | None]:
         """What the bases hold; None for one that is not there or cannot be read."""
@@ -383,6 +400,16 @@ class PackWriter:
         self._built.append(encoded, short_key(oid))
         self.bytes_written += len(encoded)
         self.records_written += 1
+
+
+def _probes_and_others(
+    chunks: Sequence[NewChunk],
+) -> tuple[Sequence[NewChunk], Sequence[NewChunk]]:
+    """Chunks to try first, and those to try only if what one of the first replaces helps."""
+    if len(chunks) < _PROBED_CHUNKS_MIN:
+        return chunks, ()
+    probes = chunks[len(chunks) // 4 :: len(chunks) // 2]
+    return probes, [chunk for chunk in chunks if chunk not in probes]
 
 
 def plain_record(kind: Kind, data: bytes | memoryview, frame: bytes) -> Record:
