@@ -675,3 +675,28 @@ def test_prepared_chunks_are_stored_as_if_they_were_put(tmp_path) -> None:
             assert len(store.packs()) == 2
             assert store.packs()[-1].records + store.packs()[0].records == 8
     assert stored[0] == stored[1]
+
+
+@pytest.mark.parametrize("is_edited", [True, False])
+def test_what_a_block_written_anew_replaces_is_not_read(store, monkeypatch, is_edited) -> None:
+    old = [rows(seed) for seed in range(16)]
+    new = [edited(data, 7) if is_edited else rows(100 + n) for n, data in enumerate(old)]
+    with store.writer() as writer:
+        bases = [writer.put(Kind.CHUNK, data) for data in old]
+        writer.seal()
+    read: list[ObjectId] = []
+    with store.writer() as writer:
+        replaced = writer._replaced
+        monkeypatch.setattr(writer, "_replaced", lambda ids: (read.extend(ids), replaced(ids))[1])
+        chunks = [
+            NewChunk(object_id(Kind.CHUNK, data), data, base)
+            for data, base in zip(new, bases, strict=True)
+        ]
+        writer.put_prepared(writer.prepare(chunks, similar=False))
+        writer.seal()
+    records = [store.stored_record(Kind.CHUNK, chunk.id) for chunk in chunks]
+    assert {record.encoding for record in records} == {
+        Encoding.PATCH if is_edited else Encoding.ZSTD
+    }
+    assert sorted(read) == sorted(bases) if is_edited else len(read) == 2
+    assert [store.read_chunk(chunk.id) for chunk in chunks] == new
