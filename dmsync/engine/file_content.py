@@ -57,6 +57,9 @@ from dmsync.storage.stages import stage
 assert FIXED_CHUNK_BYTES == SEGMENT_BYTES, "a chunk's id is its segment's hash"
 SPANS_PER_STEP: Final = 256
 """Spans that checking a file takes in one step: at most so many chunks are read in it."""
+CHANGED_THREADS: Final = 1
+"""Storing what replaces something follows chains of small deltas, mostly under Python's lock: a
+second thread doubles the CPU time, and the time passed, by handing that lock to and fro."""
 BLOCKS_AHEAD: Final = 6
 """Blocks read beyond the one whose turn it is: work for three threads while one block is late."""
 BATCH_BYTES: Final = 2 * 1024 * 1024
@@ -145,6 +148,8 @@ class ContentReader:
         self._store = store
         self._writer = writer
         self._incremental = incremental
+        if threads is None and incremental and writer is not None:
+            threads = CHANGED_THREADS
         self._jobs = OrderedJobs(threads)
         self._batch: list[NewChunk] = []
         self._batch_bytes = 0

@@ -1,6 +1,7 @@
 """The page docs/performance.md, its figures, and the README's section, all from one result."""
 
 import textwrap
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,8 @@ from tools.benchmarks.result import (
 )
 
 ROOT: Final = Path(__file__).parents[2]
+LIMITS: Final = Path(__file__).with_name("limits.toml")
+"""By row: what was tried and what limits it, written by whoever looked at its profile."""
 PAGE: Final = ROOT / "docs" / "performance.md"
 FIGURES: Final = ROOT / "docs" / "performance"
 README: Final = ROOT / "README.md"
@@ -80,6 +83,8 @@ def page(result: Result, figures: list[str], history: Sequence[Result] = ()) -> 
         "caches warm, `sync` before each command.\n",
         f"{_summary(result)}\n",
         _target_table(result),
+        "## Rows that miss, and what limits them\n",
+        _limits(result),
         *pictures,
         "## Medians\n",
         *(_medians(row) for row in result.rows.values()),
@@ -208,6 +213,18 @@ def _stage_table(result: Result) -> str:
         cells = [f"{found[name]:.2f}" if name in found else "" for name in names]
         lines.append(f"| {title} | {step} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _limits(result: Result) -> str:
+    """What is known of each row in which something misses its target."""
+    known = tomllib.loads(LIMITS.read_text())
+    found = []
+    for row in result.rows.values():
+        missed = [f"{check.what}: {check.verdict}" for check in row.checks if not check.holds]
+        if missed:
+            text = known.get(row.name, {}).get("text", "Not looked into yet.")
+            found.append(f"- **{row.title}** ({'; '.join(missed)}). {' '.join(text.split())}")
+    return "\n".join(found or ["None."]) + "\n"
 
 
 def _list(values: dict[str, object] | dict[str, str]) -> str:
