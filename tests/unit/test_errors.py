@@ -8,7 +8,7 @@ import pytest
 
 from dmsync import errors
 from dmsync.surfaces.cli.commit import WARNINGS_EXIT
-from dmsync.surfaces.cli.interrupts import INTERRUPTED_EXIT
+from dmsync.surfaces.cli.entry import INTERRUPTED_EXIT
 
 ROOT = Path(__file__).parent.parent.parent
 
