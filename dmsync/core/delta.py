@@ -7,7 +7,6 @@ bytes without an error, so whoever decodes compares the hash. Source: protocol/P
 
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Final
 
 import zstandard
@@ -34,6 +33,8 @@ _PAGES_COMPARED_TOGETHER: Final = 8
 _BLOCK_BYTES_MAX: Final = 128 * 1024
 _SINGLE_SEGMENT: Final = b"\x28\xb5\x2f\xfd\xa0"
 """Magic number and a descriptor: content size in 4 bytes, which is also the window."""
+_PLAIN_HEADERS: Final = ((b"\x28\xb5\x2f\xfd\x60", 2, 256), (_SINGLE_SEGMENT, 4, 0))
+"""How frames begin that state their size in 2 or 4 bytes, and what is to be added to it."""
 
 
 _idle_compressors: list[zstandard.ZstdCompressor] = []
@@ -179,39 +180,32 @@ def replace_pages(old: bytes, pages: Sequence[int], replacement: bytes) -> bytes
     return b"".join(parts)
 
 
-def overlay_pages(content: bytearray, changed: int, frame: bytes) -> None:
-    """Replace in place the pages whose bits are set by what `frame` gives for them.
+def decode_pages(frame: bytes, replaced: Sequence[bytes]) -> list[bytes]:
+    """The pages that take the place of `replaced` (whole ones, but for the last), from a frame of
+    them with these as prefix. Raises BadObject."""
+    raw_bytes = sum(map(len, replaced))
+    payload_at = _plain_header_bytes(frame, raw_bytes)
+    if payload_at and PREFIX_BYTES_MIN <= raw_bytes <= _BLOCK_BYTES_MAX:
+        header = _SINGLE_SEGMENT + (raw_bytes << 1 | raw_bytes << 35).to_bytes(7, "little")
+        try:
+            data = _decompressed(b"".join((header, *replaced, frame[payload_at:])))
+        except zstandard.ZstdError as exc:
+            raise BadObject(f"frame does not decode: {exc}") from exc
+        if len(data) != 2 * raw_bytes:
+            raise BadObject("frame decodes to another size than it states")
+        start = raw_bytes
+    else:
+        data = decompress(frame, raw_bytes, b"".join(replaced))
+        start = 0
+    return [data[at : at + PATCH_PAGE_BYTES] for at in range(start, len(data), PATCH_PAGE_BYTES)]
 
-    Raises:
-        BadObject: the frame does not decode, or `content` ends before such a page.
-    """
-    runs = _page_runs(changed, len(content))
-    if len(runs) == 1:
-        ((start, end),) = runs
-        content[start:end] = decompress(frame, end - start, content[start:end])
-        return
-    replaced = b"".join([content[start:end] for start, end in runs])
-    replacement = decompress(frame, len(replaced), replaced)
-    taken = 0
-    for start, end in runs:
-        content[start:end] = replacement[taken : taken + end - start]
-        taken += end - start
 
-
-@lru_cache(maxsize=4096)
-def _page_runs(changed: int, content_bytes: int) -> tuple[tuple[int, int], ...]:
-    """Where runs of changed pages start and end; most patches of a chain have one or two."""
-    runs = []
-    page = 0
-    while changed:
-        skipped = (changed & -changed).bit_length() - 1
-        changed >>= skipped
-        length = (~changed & changed + 1).bit_length() - 1
-        start = (page + skipped) * PATCH_PAGE_BYTES
-        end = min(start + length * PATCH_PAGE_BYTES, content_bytes)
-        if start + (length - 1) * PATCH_PAGE_BYTES >= content_bytes:
-            raise BadObject("a patch of a page behind the end")
-        runs.append((start, end))
-        changed >>= length
-        page += skipped + length
-    return tuple(runs)
+def _plain_header_bytes(frame: bytes, raw_bytes: int) -> int:
+    """How long the header of a frame is that states this size, which is also its window, and has
+    no checksum and no dictionary; 0 for other frames. RFC 8878, 3.1.1.1."""
+    for start, size_bytes, offset in _PLAIN_HEADERS:
+        if frame.startswith(start):
+            end = len(start) + size_bytes
+            stated = int.from_bytes(frame[len(start) : end], "little") + offset
+            return end if stated == raw_bytes else 0
+    return 0

@@ -1,9 +1,9 @@
 """Names of dots, branches, subdots, tags and remotes, and where remotes are (README, "Names")."""
 
 import re
-from dataclasses import dataclass
 from typing import Final, Literal
 
+from dmsync.core.values import plain_value_type
 from dmsync.errors import InvalidName
 
 NAME_CHARACTERS_MAX: Final = 64
@@ -121,7 +121,7 @@ def check_ref_name(name: str) -> str:
 # --- [namespace/]dot[@branch][.subdot] ----------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class DotName:
     """A parsed dot expression; None where a part was left out."""
 
@@ -164,7 +164,7 @@ def parse_dot_name(text: str) -> DotName:
 # --- where a remote is --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class RemoteUrl:
     """Where a remote's store is. `path` None: the remote's own default store. `host` of an IPv6
     address has no brackets."""

@@ -4,14 +4,14 @@ Everything decoded here may come from a hostile peer: each decoder bounds and ch
 and raises BadObject; nothing unsafe survives decoding.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import IntEnum
 from typing import Any, Final
 
 from dmsync.core.encoding import decode, encode
 from dmsync.core.ids import ID_BYTES, Kind, ObjectId
 from dmsync.core.names import check_tag_name
-from dmsync.core.values import value_type
+from dmsync.core.values import plain_value_type, value_type
 from dmsync.errors import BadObject, InvalidName
 
 NAME_BYTES_MAX: Final = 255
@@ -304,7 +304,7 @@ ROOT_ENTRY: Final = Entry(name=b"", kind=EntryKind.DIRECTORY, mode=0o755)
 """Root of a dot whose own directory carries no metadata (all but `--as-root`)."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Commit:
     """One state of a whole dot, with its place in history. The id is the hash of `to_bytes()`.
 
@@ -405,7 +405,7 @@ def _names(value: Any) -> tuple[tuple[int, str], ...]:
 # --- tags and what is signed ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Tag:
     """An annotated tag: a name given to the commit `target`, by whom, when and why.
 

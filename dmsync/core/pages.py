@@ -7,7 +7,6 @@ rewrites one page a level and every cluster cuts the same way. Reading never rel
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from zlib import crc32
 
@@ -51,7 +50,7 @@ class Span:
     chunk: ObjectId
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Child:
     """A page below an inner page. `key` is the first name (directory) or b"" (manifest);
     `weight` counts the entries (directory) or file bytes (manifest) below."""
@@ -61,7 +60,7 @@ class Child:
     weight: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_type
 class Page:
     """A decoded page: `items` are Entry or Span at level 0, Child above."""
 
@@ -345,7 +344,8 @@ class DirectoryWriter:
 
     def add(self, entry: Entry) -> None:
         entry_bytes = len(entry.name) + 160 + len(entry.link_target) + len(entry.hardlink)
-        entry_bytes += sum(len(k) + len(v) + 8 for k, v in entry.xattrs)
+        if entry.xattrs:
+            entry_bytes += sum(len(k) + len(v) + 8 for k, v in entry.xattrs)
         if self._leaf and self._leaf_bytes + entry_bytes > _ENTRY_BYTES_SPLIT:
             self._end_leaf()
         self._leaf.append(entry)

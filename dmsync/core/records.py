@@ -4,7 +4,7 @@ A record carries no id: whoever reads it hashes what it decodes to. Bases are na
 and must be objects of the same kind and dot. Source: protocol/PACKS.md 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
@@ -53,6 +53,9 @@ class Encoding(IntEnum):
 _KINDS: Final = tuple(Kind)
 _ENCODINGS: Final = tuple(Encoding)
 """By number: looking an enum up costs more than the rest of a header."""
+_ALIGNED_BYTES: Final = 128 * 1024
+"""What chunks of files rewritten in place have (core.chunking)."""
+_ALIGNED_PAGES: Final = _ALIGNED_BYTES // PATCH_PAGE_BYTES
 
 
 @value_type
@@ -111,6 +114,10 @@ def parse_varint(buffer: bytes | memoryview, offset: int, bits_max: int) -> tupl
     raise BadObject("record is cut short")
 
 
+_ALIGNED_PATCH: Final = bytes((Kind.CHUNK | Encoding.PATCH << 4,)) + encode_varint(_ALIGNED_BYTES)
+"""How the records of their patches begin."""
+
+
 def encode_record(record: Record) -> bytes:
     """Header and payload."""
     parts = [
@@ -136,6 +143,9 @@ def encode_record(record: Record) -> bytes:
 
 def parse_record(buffer: bytes | memoryview, offset: int = 0) -> tuple[Record, int]:
     """The record at `offset`, checked field by field, and where it ends. Raises BadObject."""
+    found = _parse_aligned_patch(buffer, offset)
+    if found is not None:
+        return found
     kind, encoding, raw_bytes, payload_bytes, bases, changed, start = _parse_fields(buffer, offset)
     end = start + payload_bytes
     if end > len(buffer):
@@ -148,6 +158,40 @@ def parse_header(buffer: bytes | memoryview, offset: int = 0) -> tuple[Record, i
     """A record without its payload, where the payload starts and its length. Raises BadObject."""
     kind, encoding, raw_bytes, payload_bytes, bases, changed, start = _parse_fields(buffer, offset)
     return Record(kind, encoding, raw_bytes, b"", bases, changed), start, payload_bytes
+
+
+def _parse_aligned_patch(buffer: bytes | memoryview, offset: int) -> tuple[Record, int] | None:
+    """What `parse_record` gives for a patch of a chunk of the usual size, most of what chains
+    consist of, in a third of the time; None for all else, also for what is cut short."""
+    if buffer[offset : offset + 4] != _ALIGNED_PATCH:
+        return None
+    try:
+        payload_bytes = buffer[offset + 4]
+        start = offset + 5
+        if payload_bytes >= 0x80:
+            payload_bytes += (buffer[start] << 7) - 0x80
+            start += 1
+            if not 0x80 <= payload_bytes < 0x4000:
+                return None
+        key = bytes(buffer[start : start + KEY_BYTES])
+        start += KEY_BYTES
+        changed = shift = 0
+        while (byte := buffer[start]) >= 0x80:
+            changed |= (byte & 0x7F) << shift
+            shift += 7
+            start += 1
+            if shift > _ALIGNED_PAGES:
+                return None
+    except IndexError:
+        return None
+    changed |= byte << shift
+    start += 1
+    end = start + payload_bytes
+    if not byte or changed >> _ALIGNED_PAGES or end > len(buffer):
+        return None
+    payload = bytes(buffer[start:end])
+    bases = (BaseSlice(key),)
+    return Record(Kind.CHUNK, Encoding.PATCH, _ALIGNED_BYTES, payload, bases, changed), end
 
 
 def _parse_fields(
@@ -210,7 +254,12 @@ def _parse_slices(buffer: bytes | memoryview, offset: int) -> tuple[tuple[BaseSl
 
 def patched_pages(changed: int) -> list[int]:
     """Page numbers of a PATCH bitmap, ascending."""
-    return [page for page in range(changed.bit_length()) if changed >> page & 1]
+    pages = []
+    while changed:
+        lowest = changed & -changed
+        pages.append(lowest.bit_length() - 1)
+        changed ^= lowest
+    return pages
 
 
 def pages_bitmap(pages: Sequence[int]) -> int:
@@ -257,12 +306,3 @@ def _decode_patch(record: Record, base: bytes) -> bytes:
     pages = patched_pages(record.changed)
     replaced = select_pages(base, pages)
     return replace_pages(base, pages, decompress(record.payload, len(replaced), replaced))
-
-
-def iterate_records(buffer: bytes | memoryview) -> Iterator[tuple[Record, int, int]]:
-    """Joined records with where each starts and ends. Raises BadObject."""
-    offset = 0
-    while offset < len(buffer):
-        record, end = parse_record(buffer, offset)
-        yield record, offset, end
-        offset = end

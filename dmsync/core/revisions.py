@@ -16,8 +16,6 @@ from dmsync.errors import UsageError
 REVISION_CHARACTERS_MAX: Final = 1024
 STEPS_MAX: Final = 256
 COUNT_MAX: Final = 2**31 - 1
-ID_HEX_CHARACTERS: Final = 64
-PREFIX_HEX_CHARACTERS_MIN: Final = 4
 HEAD: Final = "HEAD"
 
 

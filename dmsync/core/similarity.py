@@ -13,7 +13,7 @@ import zstandard
 
 from dmsync.core.chunking import cutter
 from dmsync.core.delta import decompress
-from dmsync.core.records import SIMILAR_PAGE_BYTES, BaseSlice
+from dmsync.core.records import BaseSlice
 
 PIECE_BYTES: Final = (64, 256, 1024)
 """Minimum, average, maximum. Four times larger ones find a third less
@@ -75,17 +75,17 @@ class PageIndex:
     def is_full(self) -> bool:
         return len(self._pages) >= self._pages_max or self._held_bytes >= HELD_BYTES_MAX
 
-    def add(self, key: bytes, steps: int, data: bytes, page: int) -> None:
-        """Remember page number `page` (of 8 KiB) of the chunk `data`."""
+    def add(self, key: bytes, steps: int, page: int, content: bytes) -> None:
+        """Remember page number `page` (of 8 KiB), which holds `content`, of a chunk."""
         if self.is_full:
             return
-        start = page * SIMILAR_PAGE_BYTES
-        content = data[start : start + SIMILAR_PAGE_BYTES]
         held = content
         if self._held_bytes + len(content) > self._plain_bytes_max:
             frame = self._compressor.compress(content)
             if len(frame) < len(content):
-                held = frame
+                # A copy: what the compressor made was longer first, and its end would stay a hole
+                # among the frames held that is too small for the next one.
+                held = bytes(memoryview(frame))
         self._held_bytes += len(held)
         self._pages.append(SimilarPage(BaseSlice(key, page), steps, held, len(content)))
 

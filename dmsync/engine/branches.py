@@ -1,6 +1,5 @@
 """Branches: list, make, delete, rename, check out, reset."""
 
-from dataclasses import dataclass
 from itertools import takewhile
 
 from dmsync.core.events import (
@@ -16,6 +15,7 @@ from dmsync.core.events import (
 from dmsync.core.graph import ancestors_difference, descending, reaching_tips
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.core.names import check_branch_name
+from dmsync.core.values import plain_value_type
 from dmsync.engine import switching, trees
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.merging.state import refuse_merging
@@ -27,7 +27,7 @@ from dmsync.errors import AlreadyExists, NotFound, RevisionNotFound, UsageError,
 from dmsync.storage.catalog import DotRow
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class BranchSummary:
     """One branch; `tip` is None when unborn, `commits` counts those reachable from it (None when
     nobody asked)."""
@@ -39,7 +39,7 @@ class BranchSummary:
     origin: str | None
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class BranchFilter:
     """Which branches to list, by revisions; all that are given must hold.
 
@@ -53,7 +53,7 @@ class BranchFilter:
     not_merged_into: str | None = None
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class SwitchSummary:
     """What a checkout or reset did, or with a dry run would do (`changes`, against the tree)."""
 

@@ -30,7 +30,16 @@ from dmsync.core.pages import (
     PageReader,
     write_directory,
 )
-from dmsync.engine.differences import Change, compared, joined, whole_tree, with_renames
+from dmsync.core.values import plain_value_type
+from dmsync.engine.change_tally import ChangeTally
+from dmsync.engine.differences import (
+    Change,
+    compared,
+    in_order,
+    joined,
+    whole_tree,
+    with_renames,
+)
 from dmsync.engine.directory_building import (
     CacheParts,
     Run,
@@ -81,7 +90,7 @@ from dmsync.storage.stat_cache import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Notice:
     """Something about one path that the user should hear."""
 
@@ -97,11 +106,9 @@ class CaptureStatistics:
     bytes_hashed: int = 0
     bytes_differing: int = 0
     """Bytes of chunks that the base does not have at the same place."""
-    files_changed: int = 0
-    """Entries added, removed or changed against the base, directories not counted."""
 
 
-@dataclass
+@plain_value_type
 class CaptureResult:
     """`root` is the root entry to commit. `stat_cache` is to be saved once that commit is."""
 
@@ -114,12 +121,12 @@ class CaptureResult:
     """Not read; recorded as the base has them, or left out."""
     notices: list[Notice]
     base: Entry
-    changes: list[Change] | None
-    """Against `base`, in no order, renames as additions and removals. None when they were not
-    followed: a directory went away while what is in it was read."""
+    changes: ChangeTally | None
+    """Against `base`. None when they were not followed: a directory went away while what is in it
+    was read."""
 
 
-@dataclass
+@plain_value_type
 class StatusResult:
     changes: list[Change]
     dirty_bytes: int
@@ -246,6 +253,8 @@ class _TreeReading:
         )
         self._root_fd = open_tree(tree_path)
         self._directories = TreeDirectories(self._root_fd)
+        self._opened: tuple[bytes, int] | None = None
+        """The directory opened last: nearly always the one that is asked for next."""
         self._baseline = Baseline(0)
         self._scan = Scan()
         self._readings: dict[bytes, Reading] = {}
@@ -253,7 +262,6 @@ class _TreeReading:
         self._trees: dict[bytes, ObjectId | None] = {}
         self._recorded = RecordedTree(store, base)
         self._root_entry = ROOT_ENTRY
-        self._changes: list[Change] = []
         self.statistics = CaptureStatistics()
         self.unstable: set[bytes] = set()
         self.unreadable: set[bytes] = set()
@@ -324,8 +332,11 @@ class _TreeReading:
 
     def _open(self, path: bytes) -> int:
         """Descriptor of the live directory at `path` of the dot."""
-        inside = path[len(self._prefix) :].lstrip(b"/") if self._prefix else path
-        return self._directories.open(inside)
+        if self._opened is None or self._opened[0] != path:
+            self._opened = None
+            inside = path[len(self._prefix) :].lstrip(b"/") if self._prefix else path
+            self._opened = path, self._directories.open(inside)
+        return self._opened[1]
 
     # --- entries ---------------------------------------------------------------------------------
 
@@ -389,10 +400,11 @@ class _TreeReading:
                 self._add_fresh(built, item)
             else:
                 self._add_unchanged(built, item)
-        for name in {*remarks.withheld, *self._kept_elsewhere(draft.path, recorded)}:
-            if name not in names and name in recorded:
-                built.entries.append(recorded[name])
-        built.entries.sort(key=lambda entry: entry.name)
+        others = {*remarks.withheld, *self._kept_elsewhere(draft.path, recorded)}
+        if others:
+            others.difference_update(names)
+            built.entries += [recorded[name] for name in others if name in recorded]
+            built.entries.sort(key=lambda entry: entry.name)
         return built
 
     def _build_large(self, draft: Draft) -> None:
@@ -447,16 +459,17 @@ class _TreeReading:
         return differs or bool(gone)
 
     def _note(self, path: bytes, old: Entry | None, new: Entry | None) -> None:
-        either = new or old
-        if either is not None and either.kind is not EntryKind.DIRECTORY:
-            self.statistics.files_changed += 1
         change = compared(path, old, new)
         if change is not None:
-            self._changes.append(change)
+            self._changed(change)
         was_directory = old is not None and old.kind is EntryKind.DIRECTORY
         if was_directory and (new is None or new.kind is not EntryKind.DIRECTORY):
             assert old is not None
-            self._changes.extend(whole_tree(self._store, path, old, "-"))
+            for below in whole_tree(self._store, path, old, "-"):
+                self._changed(below)
+
+    def _changed(self, change: Change) -> None:
+        raise NotImplementedError
 
     def _refuse_strays(self) -> None:
         """A subdot in the tree that is not kept here would take the place of the recorded one.
@@ -689,6 +702,7 @@ class _TreeCapture(_TreeReading):
         )
         self._writer = writer
         self._cache = StatCacheWriter()
+        self._tally = ChangeTally()
 
     def run(self, cache: StatCache | None, now_ns: int) -> CaptureResult:
         self._scan_tree(cache, now_ns, stop_at_change=False)
@@ -719,8 +733,11 @@ class _TreeCapture(_TreeReading):
             sorted(self.unreadable),
             self.notices,
             self._base,
-            None if self._trees.keys() - {b""} else self._changes,
+            None if self._trees.keys() - {b""} else self._tally,
         )
+
+    def _changed(self, change: Change) -> None:
+        self._tally.add(change)
 
     def _keep(self, draft: Draft) -> None:
         self._cache.append(draft.path, draft.live, draft.remarks)
@@ -781,6 +798,7 @@ class _TreeStatus(_TreeReading):
     def run(
         self, cache: StatCache | None, now_ns: int, *, stop_at_change: bool, renames: bool
     ) -> StatusResult:
+        self._changes: list[Change] = []
         self._scan_tree(cache, now_ns, stop_at_change=False)
         for is_dirty, draft in self._scan.drafts_backward(dirty_only=True):
             if is_dirty and draft.path not in self._scan.unopened:
@@ -788,11 +806,14 @@ class _TreeStatus(_TreeReading):
                 if stop_at_change and self._changes:
                     break
         return StatusResult(
-            with_renames(self._changes) if renames else sorted_by_path(self._changes),
+            with_renames(self._changes) if renames else in_order(self._changes),
             self._content.bytes_differing,
             sorted(self.unstable),
             sorted(self.unreadable),
         )
+
+    def _changed(self, change: Change) -> None:
+        self._changes.append(change)
 
     def _directory_built(
         self, draft: Draft, built: _Built, recorded: dict[bytes, Entry], remarks: Remarks
@@ -807,7 +828,3 @@ class _TreeStatus(_TreeReading):
     def _large_built(self, draft: Draft) -> None:
         if draft.path == b"" and self._root_metadata:
             self._note(b"", self._base, self._root_entry)
-
-
-def sorted_by_path(changes: list[Change]) -> list[Change]:
-    return sorted(changes, key=lambda change: (change.path, change.kind != "-"))

@@ -33,9 +33,9 @@ def commit_changes(store: Store, dot: DotId, commit: ObjectId) -> list[Change]:
     return tree_differences(store.objects(dot), before, store.root(dot, commit))
 
 
-def keep_delta(store: Store, dot: DotId, commit: ObjectId, changes: list[Change]) -> None:
-    """Keep the delta of a commit that has a parent, when it is short."""
-    if 0 < len(changes) <= CHANGES_MAX:
+def keep_delta(store: Store, dot: DotId, commit: ObjectId, changes: list[Change] | None) -> None:
+    """Keep the delta of a commit that has a parent, when it is short; None is long."""
+    if changes is not None and 0 < len(changes) <= CHANGES_MAX:
         store.catalog.store_commit_delta(dot, commit, encode_delta(changes))
 
 

@@ -5,8 +5,8 @@ import os
 import pwd
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from dmsync.core.events import Capture, CommitsAdded, MergeEnded, RefChanged, SignatureAdded
 from dmsync.core.graph import is_ancestor
@@ -18,24 +18,27 @@ from dmsync.core.objects import (
     Entry,
 )
 from dmsync.core.pages import PageReader
+from dmsync.core.values import plain_value_type
 from dmsync.engine import switching, trees
 from dmsync.engine.capture import CaptureResult
+from dmsync.engine.change_tally import TalliedChanges, tallied
 from dmsync.engine.commit_deltas import keep_delta
-from dmsync.engine.differences import Change, tree_differences, with_renames
+from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.file_content import ChunkWriter
-from dmsync.engine.hooks import HookCommands, hook_environment, quiesced
 from dmsync.engine.merging.state import pending_commit, refuse_merging, refuse_open_conflicts
 from dmsync.engine.progress import Progress
-from dmsync.engine.signatures import SigningKey, sign
 from dmsync.engine.store import Store
 from dmsync.errors import NothingToDo, UsageError, WouldLose
 from dmsync.storage.catalog import DotRow
 from dmsync.storage.catalog_rows import MergeRow
 
+if TYPE_CHECKING:
+    from dmsync.engine.signatures import SigningKey
+
 METADATA_RESERVED = frozenset({"author", "date", "message", "commit", "timestamp", "type"})
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class CommitRequest:
     """What a user asks of `dm commit`. `metadata` in the order given; keys distinct.
 
@@ -49,20 +52,22 @@ class CommitRequest:
     fail_if_nothing: bool = False
     accept_moved_tree: bool = False
     dry_run: bool = False
-    signing: SigningKey | None = None
+    signing: "SigningKey | None" = None
     amend: bool = False
     amend_pushed: bool = False
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class CommitSummary:
     """What a commit did. `commit` is None for a dry run. Sizes in bytes; `changes` against the
-    parent; `bytes_stored` is the growth of the dot's packs."""
+    parent, None when there are many of them and it is no dry run; `bytes_stored` is the growth of
+    the dot's packs."""
 
     commit: ObjectId | None
     parents: tuple[ObjectId, ...]
     branch: str
-    changes: list[Change]
+    changes_count: int
+    changes: list[Change] | None
     files_scanned: int
     bytes_scanned: int
     bytes_stored: int
@@ -113,13 +118,16 @@ def commit(
             if not request.accept_moved_tree:
                 expected = before if merge is None else pending_commit(store, dot.dot, merge).root
                 trees.refuse_emptied(writer, expected, result.root)
-            changes = _changes_from(writer, store.root(dot.dot, compared), result)
+            compared_root = store.root(dot.dot, compared)
+            changes = _changes_from(writer, compared_root, result)
             if request.dry_run:
+                if changes.listed is None:
+                    changes = tallied(tree_differences(writer, compared_root, result.root))
                 return _summary(None, parents, branch, changes, result, 0, facts, started)
             value = _commit_value(store, dot, request, metadata, tip, parents, result.root, changes)
             new = writer.put(Kind.COMMIT, value.to_bytes())
             # before anything is kept: without its signature the commit is not wanted
-            signature = sign(request.signing, Kind.COMMIT, new) if request.signing else None
+            signature = _signature(request, new)
             if progress is not None:
                 progress.phase("syncing")
             writer.seal()
@@ -138,15 +146,15 @@ def commit(
         if request.accept_moved_tree:
             trees.record_moved(store, dot.dot, place)
         if parents and compared == parents[0]:
-            keep_delta(store, dot.dot, new, changes)
+            keep_delta(store, dot.dot, new, changes.listed)
     return _summary(new, parents, branch, changes, result, stored, facts, started)
 
 
-def _changes_from(writer: PageReader, before: Entry, result: CaptureResult) -> list[Change]:
-    """What the captured tree changes against `before`, sorted by path."""
+def _changes_from(writer: PageReader, before: Entry, result: CaptureResult) -> TalliedChanges:
+    """What the captured tree changes against `before`."""
     if result.base == before and result.changes is not None:
-        return with_renames(result.changes)
-    return tree_differences(writer, before, result.root)
+        return result.changes.total()
+    return tallied(tree_differences(writer, before, result.root))
 
 
 def _concluding(
@@ -227,32 +235,47 @@ def _capture(
 ) -> tuple[CaptureResult, Capture]:
     _warn_of_stray_hooks(store, dot)
     hooks = store.settings.hooks.get(f"{dot.namespace}/{dot.name}") or store.settings.hooks.get(
-        dot.name, HookCommands()
+        dot.name
     )
+    if not hooks:
+        result = trees.capture(store, dot.dot, place, writer, progress)
+        consistency = "best-effort" if result.unstable_paths else "unmoved"
+        return result, ("read", consistency, 0)
+    from dmsync.engine.hooks import hook_environment, quiesced  # slow to import, and rarely needed
+
     environment = hook_environment(dot=dot.name, branch=place.branch, tree=os.fsdecode(place.path))
     with quiesced(hooks, environment) as began:
         result = trees.capture(store, dot.dot, place, writer, progress)
         paused_us = int((time.monotonic() - began) * 1_000_000)
-    if hooks:
-        return result, ("hooks", "quiesced", paused_us)
-    consistency = "best-effort" if result.unstable_paths else "unmoved"
-    return result, ("read", consistency, 0)
+    return result, ("hooks", "quiesced", paused_us)
 
 
 def _warn_of_stray_hooks(store: Store, dot: DotRow) -> None:
     """Hooks of a mistyped dot would never run, and nobody would notice. (A configuration may
     serve several stores, so a name that is merely unknown here is no mistake.)"""
+    if not store.settings.hooks:
+        return
+    from difflib import get_close_matches
+
     dots = store.catalog.dots()
     known = {row.name for row in dots} | {f"{row.namespace}/{row.name}" for row in dots}
     for name in get_close_matches(dot.name, store.settings.hooks.keys() - known):
         store.say(f"the configuration has hooks for {name}: is {dot.name} meant?")
 
 
+def _signature(request: CommitRequest, new: ObjectId) -> bytes | None:
+    if request.signing is None:
+        return None
+    from dmsync.engine.signatures import sign  # slow to import, and rarely needed
+
+    return sign(request.signing, Kind.COMMIT, new)
+
+
 def _summary(
     new: ObjectId | None,
     parents: tuple[ObjectId, ...],
     branch: str,
-    changes: list[Change],
+    changes: TalliedChanges,
     result: CaptureResult,
     stored: int,
     facts: Capture,
@@ -262,7 +285,8 @@ def _summary(
         commit=new,
         parents=parents,
         branch=branch,
-        changes=changes,
+        changes_count=changes.count,
+        changes=changes.listed,
         files_scanned=result.statistics.files,
         bytes_scanned=result.statistics.bytes_scanned,
         bytes_stored=stored,
@@ -281,11 +305,10 @@ def _commit_value(
     tip: ObjectId | None,
     parents: tuple[ObjectId, ...],
     root: Entry,
-    changes: list[Change],
+    changes: TalliedChanges,
 ) -> Commit:
     time_ns, offset_minutes = store.clock()
     before = None if tip is None else store.commit(dot.dot, tip)
-    entries = [change.new for change in changes if change.new is not None]
     return Commit(
         root=root,
         parents=parents,
@@ -295,13 +318,13 @@ def _commit_value(
         offset_minutes=offset_minutes,
         message=request.message,
         metadata=metadata,
-        user_names=_names(before.user_names if before else (), {e.uid for e in entries}, _user),
-        group_names=_names(before.group_names if before else (), {e.gid for e in entries}, _group),
+        user_names=_names(before.user_names if before else (), changes.uids, _user),
+        group_names=_names(before.group_names if before else (), changes.gids, _group),
     )
 
 
 def _names(
-    before: tuple[tuple[int, str], ...], ids: set[int], name_of: Callable[[int], str]
+    before: tuple[tuple[int, str], ...], ids: frozenset[int], name_of: Callable[[int], str]
 ) -> tuple[tuple[int, str], ...]:
     """The parent's table and the names that changed entries' ids have here, sorted by id.
 

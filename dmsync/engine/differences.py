@@ -121,14 +121,14 @@ def with_renames(changes: list[Change]) -> list[Change]:
     """
     removed: dict[tuple[int, bytes], list[Change]] = {}
     for change in in_order(changes):
-        if change.kind == "-" and change.old is not None and _is_distinctive(change.old):
+        if change.kind == "-" and change.old is not None and is_distinctive(change.old):
             removed.setdefault((change.old.size, change.old.content), []).append(change)
     if not removed:
         return in_order(changes)
     added = [
         change
         for change in in_order(changes)
-        if change.kind == "+" and change.new is not None and _is_distinctive(change.new)
+        if change.kind == "+" and change.new is not None and is_distinctive(change.new)
     ]
     joined_to: dict[int, Change] = {}
     used: set[bytes] = set()
@@ -161,7 +161,7 @@ def with_copies(
     wanted = {
         (change.new.size, change.new.content)
         for change in changes
-        if change.kind == "+" and change.new is not None and _is_distinctive(change.new)
+        if change.kind == "+" and change.new is not None and is_distinctive(change.new)
     }
     if not wanted:
         return in_order(changes)
@@ -179,17 +179,17 @@ def _copy_sources(
 ) -> Iterator[Change]:
     """Old files as changes from what they were (`old`, at `path`) to what they are now (`new`)."""
     for change in in_order(changes):
-        if change.old is not None and _is_distinctive(change.old):
+        if change.old is not None and is_distinctive(change.old):
             path = change.path if change.old_path is None else change.old_path
             yield Change(path, change.kind, change.old, change.new)
     for path, entry in unchanged:
-        if _is_distinctive(entry):
+        if is_distinctive(entry):
             yield Change(path, "*", entry, entry)
 
 
 def _copied(change: Change, sources: dict[tuple[int, bytes], list[Change]]) -> Change:
     new = change.new
-    if change.kind != "+" or new is None or not _is_distinctive(new):
+    if change.kind != "+" or new is None or not is_distinctive(new):
         return change
     if new.hardlink not in (b"", change.path):
         return change  # the group's first name is the copy, if any is
@@ -206,7 +206,8 @@ def _copied(change: Change, sources: dict[tuple[int, bytes], list[Change]]) -> C
     return Change(change.path, "C", source.old, new, source.path, metadata_only=True)
 
 
-def _is_distinctive(entry: Entry) -> bool:
+def is_distinctive(entry: Entry) -> bool:
+    """Whether a file's content says which file it is."""
     return entry.kind is EntryKind.FILE and entry.content != b""
 
 

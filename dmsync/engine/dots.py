@@ -1,7 +1,6 @@
 """Dots: make, choose, list, show, locate, rename, delete."""
 
 import os
-from dataclasses import dataclass
 
 from dmsync.core.events import (
     CurrentDotSwitched,
@@ -19,6 +18,7 @@ from dmsync.core.events import (
 from dmsync.core.ids import DOT_ID_BYTES, DotId
 from dmsync.core.names import check_dot_name, parse_dot_name
 from dmsync.core.pages import directory_entries
+from dmsync.core.values import plain_value_type
 from dmsync.engine import switching, trees
 from dmsync.engine.branches import BranchSummary, commit_count, list_branches
 from dmsync.engine.dot_lookup import display_name, find_dot, find_written, resolve_dot
@@ -40,7 +40,7 @@ MASTER = "master"
 ROOT_SUBDOT = "__root__"
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class DotSummary:
     """One line of `dm list`. `dirty_bytes` is None where there is no working tree."""
 
@@ -57,7 +57,7 @@ class DotSummary:
     dirty_bytes: int | None
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class DotDetails:
     """All that `dm dot show` tells."""
 

@@ -10,10 +10,9 @@ is stored does not depend on the threads.
 import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 from blake3 import blake3
 
@@ -37,6 +36,13 @@ from dmsync.core.pages import (
     file_spans,
     write_manifest,
 )
+from dmsync.engine.block_content import (
+    Block,
+    BlockContent,
+    ForkedBlockReading,
+    aligned_spans,
+    read_block,
+)
 from dmsync.engine.file_blocks import (
     READ_BYTES,
     OldSpans,
@@ -44,15 +50,23 @@ from dmsync.engine.file_blocks import (
     buffers,
     data_extents,
     read_exactly,
-    read_into,
     regions,
     without_short_holes,
 )
+from dmsync.engine.forking import may_fork
 from dmsync.engine.ordered_jobs import OrderedJobs
 from dmsync.engine.progress import SILENT, Progress
 from dmsync.errors import BadObject
-from dmsync.storage.pack_writer import NewChunk, PreparedChunk
+from dmsync.storage.chunk_forms import NewChunk, PreparedChunk
+from dmsync.storage.pack_writer import PackWriter
 from dmsync.storage.stages import stage
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from dmsync.engine.worker_processes import WorkerProcesses
+
+    _BlockProcesses = WorkerProcesses[Block, BlockContent]
 
 assert FIXED_CHUNK_BYTES == SEGMENT_BYTES, "a chunk's id is its segment's hash"
 SPANS_PER_STEP: Final = 256
@@ -69,7 +83,12 @@ BATCHES_AHEAD: Final = 4
 _IDS_REMEMBERED: Final = 65_536
 SPARSE_BYTES_MAX: Final = 1 << 46
 """Apparent size up to which a file with holes is hashed: 64 TiB take a minute, 8 EiB never end."""
-_ZEROS: Final = bytes(FIXED_CHUNK_BYTES)
+_FORKED_BYTES_MIN: Final = 8 * READ_BYTES
+"""A changed region of this length pays for forking: some 5 ms."""
+_FORKED_BLOCK_BYTES: Final = 4 * READ_BYTES
+"""Chains of neighbouring chunks are walked together, which halves what each takes."""
+_BLOCKS_MIN: Final = 8
+"""A shorter region is cut into so many blocks, so that all processes have some."""
 
 
 class ChunkReader(PageReader, Protocol):
@@ -79,8 +98,9 @@ class ChunkReader(PageReader, Protocol):
 
 
 class ChunkWriter(PageWriter, Protocol):
-    def prepare(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
-        """The form each chunk will be stored in, without those that are stored; any thread."""
+    def prepare(self, runs: Sequence[Sequence[NewChunk]], *, similar: bool) -> list[PreparedChunk]:
+        """The form each chunk will be stored in, without those that are stored; any thread. A run
+        is what lies together in a file."""
         ...
 
     def put_prepared(self, chunks: Sequence[PreparedChunk]) -> None:
@@ -102,30 +122,12 @@ class FileContent(NamedTuple):
     sparse: bool
 
 
-class _Block(NamedTuple):
-    """A run of aligned chunks to read; `before` are the old file's chunks at their places."""
-
-    fd: int
-    offset: int
-    length: int
-    before: Sequence[ObjectId | None]
-    offered: set[ObjectId]
-
-
 class _Cut(NamedTuple):
     """Bytes and the lengths of the chunks they are cut into."""
 
     data: bytes
     lengths: Sequence[int]
     offered: set[ObjectId]
-
-
-class _Done(NamedTuple):
-    """What became of a block: its spans, the new chunks among them, bytes unlike the old file's."""
-
-    spans: list[Span]
-    prepared: list[PreparedChunk]
-    bytes_differing: int
 
 
 class ContentReader:
@@ -148,6 +150,8 @@ class ContentReader:
         self._store = store
         self._writer = writer
         self._incremental = incremental
+        self._may_fork = incremental and isinstance(writer, PackWriter) and threads is None
+        self._processes: _BlockProcesses | None = None
         if threads is None and incremental and writer is not None:
             threads = CHANGED_THREADS
         self._jobs = OrderedJobs(threads)
@@ -188,13 +192,18 @@ class ContentReader:
             self._writer.put_prepared(self._batches.popleft().result())
         if self._batch:
             batch, self._batch, self._batch_bytes = self._batch, [], 0
-            self._writer.put_prepared(self._writer.prepare(batch, similar=self._incremental))
+            self._writer.put_prepared(
+                self._writer.prepare(_each_alone(batch), similar=self._incremental)
+            )
 
     def close(self) -> None:
-        """Stop threads; what still waits is dropped."""
+        """Stop threads and processes; what still waits is dropped."""
         self._batches.clear()
         self._batch.clear()
         self._jobs.close()
+        if self._processes is not None:
+            self._processes.close()
+            self._processes = None
 
     def read(self, fd: int, found: os.stat_result, old: Entry | None) -> FileContent:
         """Read the regular file `fd` of `found.st_size` bytes, `old` being what it replaces.
@@ -238,7 +247,9 @@ class ContentReader:
 
     def _read_single(self, fd: int, size: int, old: Entry | None) -> FileContent:
         """A file of one chunk without holes: nearly every file of most trees."""
-        data = read_exactly(fd, 0, size)
+        data = os.pread(fd, size, 0)
+        if len(data) != size:
+            data = read_exactly(fd, 0, size)
         self.bytes_hashed += size
         before: bytes | None = None
         if old is not None:
@@ -297,7 +308,9 @@ class ContentReader:
             return
         batch, self._batch, self._batch_bytes = self._batch, [], 0
         prepare = self._writer.prepare
-        self._batches.append(self._jobs.start(prepare, batch, similar=self._incremental))
+        self._batches.append(
+            self._jobs.start(prepare, _each_alone(batch), similar=self._incremental)
+        )
         # By their number, not by which are done: the order in the pack is always the same.
         if len(self._batches) > BATCHES_AHEAD:
             self._writer.put_prepared(self._batches.popleft().result())
@@ -307,7 +320,7 @@ class ContentReader:
             self._offered = set()  # jobs go on with the one they were given
         self._offered.add(chunk)
 
-    def _take(self, done: _Done) -> list[Span]:
+    def _take(self, done: BlockContent) -> list[Span]:
         self.bytes_differing += done.bytes_differing
         self._bytes_passed += sum(span.length for span in done.spans)
         self._progress.reached(self._bytes_passed, self._files_passed)
@@ -317,10 +330,10 @@ class ContentReader:
                 self._note_offered(chunk.id)
         return done.spans
 
-    def _prepare(self, chunks: list[NewChunk], offered: set[ObjectId]) -> list[PreparedChunk]:
+    def _prepare(self, runs: list[list[NewChunk]], offered: set[ObjectId]) -> list[PreparedChunk]:
         """On any thread. Skips what is in `offered`: the writer surely gets it."""
-        new = [chunk for chunk in chunks if chunk.id not in offered]
-        if self._writer is None or not new:
+        new = [[chunk for chunk in run if chunk.id not in offered] for run in runs]
+        if self._writer is None or not any(new):
             return []
         return self._writer.prepare(new, similar=self._incremental)
 
@@ -341,29 +354,64 @@ class ContentReader:
                 yield Span(region.length, ZERO_RUN)
                 continue
             self.bytes_hashed += region.length
-            blocks = self._blocks(fd, region, before)
             if region.length <= READ_BYTES:
-                spans = self._read_here(next(blocks))
+                (block,) = self._blocks(region, before, READ_BYTES)
+                spans = self._read_here(fd, block)
                 _hash_spans(hasher, spans)
                 yield from spans
                 continue
-            with closing(self._jobs.map(self._read_block, blocks, ahead=BLOCKS_AHEAD)) as results:
+            with closing(self._read_blocks(fd, region, before)) as results:
                 for done in results:
                     spans = self._take(done)
                     _hash_spans(hasher, spans)
                     yield from spans
 
-    def _blocks(self, fd: int, region: Region, before: OldSpans) -> Iterator[_Block]:
-        end = region.offset + region.length
-        for start in range(region.offset, end, READ_BYTES):
-            length = min(READ_BYTES, end - start)
-            old = [before.at(start + done) for done in range(0, length, FIXED_CHUNK_BYTES)]
-            yield _Block(fd, start, length, old, self._offered)
+    def _read_blocks(
+        self, fd: int, region: Region, before: OldSpans
+    ) -> Generator[BlockContent, None, None]:
+        """What becomes of a region's blocks, in order: in several processes or on threads."""
+        processes = self._worker_processes(region)
+        offered = self._offered
+        if processes is not None:
+            length = min(max(region.length // _BLOCKS_MIN, READ_BYTES), _FORKED_BLOCK_BYTES)
+            blocks = self._blocks(region, before, length // READ_BYTES * READ_BYTES)
+            return processes.map(
+                (((fd,), block) for block in blocks),
+                lambda _, block: self._read_block(fd, block, offered),
+            )
+        blocks = self._blocks(region, before, READ_BYTES)
+        return self._jobs.map(
+            lambda block: self._read_block(fd, block, offered), blocks, ahead=BLOCKS_AHEAD
+        )
 
-    def _read_here(self, block: _Block) -> list[Span]:
+    def _worker_processes(self, region: Region) -> "_BlockProcesses | None":
+        """Processes for what replaces something, once a region pays for them; else None."""
+        if self._processes is None and self._may_fork and region.length >= _FORKED_BYTES_MIN:
+            self._may_fork = False
+            self._processes = self._forked()
+        return self._processes
+
+    def _forked(self) -> "_BlockProcesses | None":
+        assert isinstance(self._writer, PackWriter)
+        if not may_fork():
+            return None
+        for batch in self._batches:
+            batch.exception()  # waits: our own thread is not in a database either
+        from dmsync.engine.worker_processes import WorkerProcesses  # slow to import
+
+        return WorkerProcesses(ForkedBlockReading(self._writer.dot_dir))
+
+    def _blocks(self, region: Region, before: OldSpans, block_bytes: int) -> Iterator[Block]:
+        end = region.offset + region.length
+        for start in range(region.offset, end, block_bytes):
+            length = min(block_bytes, end - start)
+            old = [before.at(start + done) for done in range(0, length, FIXED_CHUNK_BYTES)]
+            yield Block(start, length, old)
+
+    def _read_here(self, fd: int, block: Block) -> list[Span]:
         with stage("hash"):
-            data = read_exactly(block.fd, block.offset, block.length)
-            spans = _aligned(data, block.length)
+            data = read_exactly(fd, block.offset, block.length)
+            spans = aligned_spans(data, block.length)
         start = 0
         for span, before in zip(spans, block.before, strict=True):
             if span.chunk != before:
@@ -374,27 +422,15 @@ class ContentReader:
             start += span.length
         return spans
 
-    def _read_block(self, block: _Block) -> _Done:
-        """On any thread: read, hash, compare, and put what is new into its stored form."""
+    def _read_block(self, fd: int, block: Block, offered: set[ObjectId]) -> BlockContent:
+        """On any thread. Chunks in `offered` are skipped: the writer surely gets them."""
         try:
             buffer = self._idle_buffers.pop()
         except IndexError:
             buffer = bytearray(READ_BYTES)
-        view = memoryview(buffer)
-        with stage("read"):
-            read_into(block.fd, block.offset, view[: block.length])
-        with stage("hash"):
-            spans = _aligned(buffer, block.length)
-        new = []
-        differing = start = 0
-        for span, before in zip(spans, block.before, strict=True):
-            if span.chunk != before:
-                differing += span.length
-                if span.chunk != ZERO_RUN:
-                    base = None if before == ZERO_RUN else before
-                    new.append(NewChunk(span.chunk, view[start : start + span.length], base))
-            start += span.length
-        done = _Done(spans, self._prepare(new, block.offered), differing)
+        if len(buffer) < block.length:
+            buffer = bytearray(block.length)
+        done = read_block(fd, block, buffer, lambda runs: self._prepare(runs, offered))
         self._idle_buffers.append(buffer)
         return done
 
@@ -447,7 +483,7 @@ class ContentReader:
                 self._offer(NewChunk(chunk, part, None))
                 yield Span(length, chunk)
 
-    def _read_cut(self, cut: _Cut) -> _Done:
+    def _read_cut(self, cut: _Cut) -> BlockContent:
         """On any thread."""
         view = memoryview(cut.data)
         spans = []
@@ -463,21 +499,12 @@ class ContentReader:
                     chunk = object_id(Kind.CHUNK, part)
                     new.append(NewChunk(chunk, part, None))
                     spans.append(Span(length, chunk))
-        return _Done(spans, self._prepare(new, cut.offered), start)
+        return BlockContent(spans, self._prepare([new], cut.offered), start)
 
 
-def _aligned(data: bytes | bytearray, length: int) -> list[Span]:
-    """Spans of the aligned chunks in the first `length` bytes."""
-    view = memoryview(data)
-    spans = []
-    for start in range(0, length, FIXED_CHUNK_BYTES):
-        size = min(FIXED_CHUNK_BYTES, length - start)
-        # Compares in place: a comparison of views goes byte by byte.
-        if data.startswith(_ZEROS if size == FIXED_CHUNK_BYTES else _ZEROS[:size], start):
-            spans.append(Span(size, ZERO_RUN))
-        else:
-            spans.append(Span(size, ObjectId(blake3(view[start : start + size]).digest())))
-    return spans
+def _each_alone(chunks: Sequence[NewChunk]) -> list[list[NewChunk]]:
+    """Runs of small files: what became of one says nothing about the next."""
+    return [[chunk] for chunk in chunks]
 
 
 def _hash_spans(hasher: FileHasher, spans: Sequence[Span]) -> None:

@@ -15,6 +15,7 @@ from dmsync.engine.tree_scan import GID, MODE, MTIME, UID
 from dmsync.storage.stat_cache import Stat
 
 _INT64: Final = 2**63
+_PERMISSIONS: Final = 0o7777
 
 KINDS: Final = {
     stat.S_IFREG: EntryKind.FILE,
@@ -64,17 +65,13 @@ class Metadata(NamedTuple):
 def metadata_of(item: LiveName, xattrs: Xattrs, hardlink: bytes) -> Metadata:
     """The live metadata, recorded values where the applied ones are untouched."""
     live, before, recorded = item.live, item.before, item.recorded
-    metadata = Metadata(
-        stat.S_IMODE(live[MODE]),
-        live[UID],
-        live[GID],
-        min(max(live[MTIME], -_INT64), _INT64 - 1),
-        hardlink,
-        xattrs,
-    )
-    if not item.takes_back():
+    mtime_ns = live[MTIME]
+    if not -_INT64 <= mtime_ns < _INT64:
+        mtime_ns = -_INT64 if mtime_ns < 0 else _INT64 - 1
+    metadata = Metadata(live[MODE] & _PERMISSIONS, live[UID], live[GID], mtime_ns, hardlink, xattrs)
+    if recorded is None or not item.takes_back():
         return metadata
-    assert before is not None and recorded is not None
+    assert before is not None
     applied = recorded.xattrs if item.applied_xattrs is None else item.applied_xattrs
     return Metadata(
         _mode_taken_back(live[MODE], before[MODE], recorded.mode),

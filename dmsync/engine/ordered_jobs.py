@@ -7,9 +7,11 @@ not depend on the number of threads.
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, Self, TypeVar
+
+if TYPE_CHECKING:  # slow to import, logging with it, and small work needs no threads
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 THREADS_MAX: Final = 4
 """Python's lock is held for a fifth of the work: more threads than this would wait for it."""
@@ -48,6 +50,8 @@ class OrderedJobs:
         if self._threads == 0:
             return _done_here(job, *args, **kwargs)
         if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor
+
             self._pool = ThreadPoolExecutor(self._threads, "dm-jobs")
         return self._pool.submit(job, *args, **kwargs)
 
@@ -68,9 +72,8 @@ class OrderedJobs:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
-            wait(waiting)
+            if waiting:
+                _drop(waiting)
 
     def close(self) -> None:
         """Drop jobs not begun and wait for those that are."""
@@ -79,9 +82,20 @@ class OrderedJobs:
             self._pool = None
 
 
+def _drop(waiting: "deque[Future[_Result]]") -> None:
+    """Cancel what has not begun and wait for the rest."""
+    from concurrent.futures import wait
+
+    for future in waiting:
+        future.cancel()
+    wait(waiting)
+
+
 def _done_here(
     job: Callable[_P, _Result], *args: _P.args, **kwargs: _P.kwargs
 ) -> "Future[_Result]":
+    from concurrent.futures import Future
+
     future: Future[_Result] = Future()
     try:
         future.set_result(job(*args, **kwargs))

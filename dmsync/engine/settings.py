@@ -1,9 +1,13 @@
 """What the engine needs to know from its caller: built by a surface and passed down."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import TYPE_CHECKING
 
-from dmsync.engine.hooks import HookCommands
+from dmsync.core.values import plain_value_type
+
+if TYPE_CHECKING:
+    from dmsync.engine.hooks import HookCommands
 
 
 def _log(message: str) -> None:
@@ -12,7 +16,7 @@ def _log(message: str) -> None:
     logging.getLogger("dmsync.engine").info("%s", message)
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class DriverCommand:
     """A command of the user's own configuration that compares or merges files of one format.
 
@@ -24,7 +28,7 @@ class DriverCommand:
     patterns: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class EngineSettings:
     """Choices of one invocation.
 
@@ -41,7 +45,7 @@ class EngineSettings:
     actor: str = ""
     namespace: str = ""
     lock_wait_s: float = 10.0
-    hooks: Mapping[str, HookCommands] = field(default_factory=dict)
+    hooks: Mapping[str, "HookCommands"] = field(default_factory=dict)
     say: Callable[[str], None] = _log
     diff_drivers: tuple[DriverCommand, ...] = ()
     merge_drivers: tuple[DriverCommand, ...] = ()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dmsync.core.events import (
     CommitsAdded,
@@ -27,7 +27,6 @@ from dmsync.engine.capture import CaptureResult
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.differing_bytes import differing_spans
 from dmsync.engine.progress import Progress
-from dmsync.engine.restore import RestoreResult, restore_tree
 from dmsync.engine.store import Store
 from dmsync.engine.tree_users import refuse_in_use
 from dmsync.errors import NotFound, StorageFull, WouldLose
@@ -36,6 +35,9 @@ from dmsync.storage.durable import fsync_directory, make_directory_durable
 from dmsync.storage.pack_writer import PackWriter
 from dmsync.storage.stages import stage
 from dmsync.storage.stat_cache import StatCache
+
+if TYPE_CHECKING:
+    from dmsync.engine.restoring.result import RestoreResult
 
 FINISH_SWITCH: Final = "finish-switch"
 """Command name of operations that make good what a kill cut short."""
@@ -255,7 +257,7 @@ def switch_tree(
     trusted: bool = False,
     in_use: bool = False,
     progress: Progress | None = None,
-) -> RestoreResult | None:
+) -> "RestoreResult | None":
     """Record `events` and make the tree of `branch` hold commit `target`, in that order, durably.
 
     The caller holds the dot's lock and has stored what the tree held. Without a materialised tree
@@ -295,7 +297,7 @@ def switch_new_tree(
     trusted: bool = False,
     in_use: bool = False,
     progress: Progress | None = None,
-) -> RestoreResult:
+) -> "RestoreResult":
     """As switch_tree, for a branch that has its tip `tip` by `events` alone and whose managed tree
     may yet have to be made."""
     check_switch(store, dot, branch, target, in_use=in_use)
@@ -336,7 +338,7 @@ def complete_switch(
     command: str,
     trusted: bool = False,
     progress: Progress | None = None,
-) -> RestoreResult:
+) -> "RestoreResult":
     """Make the tree of `branch` hold `target`, as TreeSwitchStarted has just said that it will."""
     place = trees.place_for(store, dot, branch)
     result = _restore(store, dot, place, target, progress, trusted=trusted)
@@ -405,7 +407,9 @@ def _restore(
     *,
     trusted: bool = False,
     unseen: bool = False,
-) -> RestoreResult:
+) -> "RestoreResult":
+    from dmsync.engine.restore import restore_tree  # slow to import; a commit restores nothing
+
     cache = StatCache.load(place.stat_path)
     root = trees.snapshot_root(store, dot, target)
     result = restore_tree(

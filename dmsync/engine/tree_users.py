@@ -6,16 +6,16 @@ elsewhere are not found here; and only root sees the processes of other users.
 """
 
 import os
-from dataclasses import dataclass
 from typing import Final
 
+from dmsync.core.values import plain_value_type
 from dmsync.errors import WouldLose
 
 _PROC: Final = b"/proc"
 _SHARED_WRITABLE: Final = b"rw-s"
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class TreeUser:
     """A process, its command name, and one file of the tree that it may write."""
 

@@ -8,7 +8,6 @@ switched is in engine/switching.py.
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from dmsync.core.events import (
@@ -27,6 +26,7 @@ from dmsync.core.pages import (
     directory_entries,
     find_entry,
 )
+from dmsync.core.values import plain_value_type
 from dmsync.engine.capture import CaptureResult, capture_tree, status_of_tree
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.file_content import ChunkWriter
@@ -35,8 +35,8 @@ from dmsync.engine.store import Store
 from dmsync.engine.tree_users import refuse_in_use
 from dmsync.errors import CaptureFailed, WouldLose
 from dmsync.storage.catalog_rows import ConflictRow, MergeRow
+from dmsync.storage.chunk_forms import NewChunk, PreparedChunk
 from dmsync.storage.durable import make_directory_durable
-from dmsync.storage.pack_writer import NewChunk, PreparedChunk
 from dmsync.storage.stat_cache import StatCache
 
 DEFAULT_SUBDOT: Final = b"__default__"
@@ -44,7 +44,7 @@ ATTACHED_STAT: Final = "__attached__"
 """Stat cache of an attached directory: no branch can have this name."""
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class TreePlace:
     """Where the tree of `branch` is. `subdot` is the subdot that `path` stands for, or None when
     `path` is the dot's root."""
@@ -58,7 +58,7 @@ class TreePlace:
     """The directory's own mode, owner and attributes are part of the dot (`--as-root`)."""
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class StatusReport:
     """The working tree of the current branch against its tip. `changes` is sorted by path."""
 
@@ -87,7 +87,7 @@ class _DryWriter:
         self._store = store
         self._pages: dict[ObjectId, bytes] = {}
 
-    def prepare(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
+    def prepare(self, runs: Sequence[Sequence[NewChunk]], *, similar: bool) -> list[PreparedChunk]:
         return []
 
     def put_prepared(self, chunks: Sequence[PreparedChunk]) -> None:

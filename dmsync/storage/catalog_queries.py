@@ -128,16 +128,6 @@ class CatalogQueries(ABC):
         )
         return [RefRow(*row) for row in rows]
 
-    def deleted_refs(self, dot: DotId, *, since_seq: int = 0) -> list[tuple[str, int]]:
-        """(full name, seq of the deletion) of refs that existed once, by name."""
-        rows = self._rows(
-            f"SELECT name, seq FROM refs WHERE dot = {_NUMBER_OF_DOT} AND target IS NULL "
-            "AND seq > ? ORDER BY name",
-            dot,
-            since_seq,
-        )
-        return [(name, seq) for name, seq in rows]
-
     def ref(self, dot: DotId, name: str) -> RefRow | None:
         """`name` is the full name: `branch/x`, `tag/x`, `remote/R/x`, `stash/x`."""
         row = self._row(

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -16,6 +15,7 @@ from blake3 import blake3
 
 from dmsync.core.encoding import decode, encode
 from dmsync.core.events import Operation, operation_from_value
+from dmsync.core.values import plain_value_type
 from dmsync.errors import BadObject, Corruption, FormatUnsupported, StorageFailed
 from dmsync.storage.durable import storage_errors, write_file_atomic
 from dmsync.storage.stages import stage
@@ -43,7 +43,7 @@ _CHECK_CONTEXT: Final = "dmsync 2026-11-21 event length v1"
 _SEGMENT_CONTEXT: Final = "dmsync 2026-11-21 event segment v1"
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Position:
     """The end of one record: everything up to `last_seq` lies before it. `record_offset` is where
     that record begins (0: there is none yet in this segment), `end_offset` where it ends."""

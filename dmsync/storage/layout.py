@@ -3,11 +3,11 @@
 import json
 import os
 import stat
-from dataclasses import dataclass
 from typing import Any, Final
 
 from dmsync.core.events import Operation, StoreCreated
 from dmsync.core.ids import DotId
+from dmsync.core.values import plain_value_type
 from dmsync.errors import AccessDenied, AlreadyExists, Corruption, FormatUnsupported, StoreNotFound
 from dmsync.storage.durable import fsync_directory, make_directory_durable, write_file_atomic
 from dmsync.storage.event_log import START, EventLog
@@ -20,7 +20,7 @@ _FORMAT_BYTES_MAX: Final = 64 * 1024
 _FEATURE_SETS: Final = ("compatible", "read_only_compatible", "incompatible")
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Format:
     """What the file `format` says. Unknown compatible features are ignored; unknown
     read-only-compatible ones forbid writing; unknown incompatible ones forbid everything."""
@@ -89,7 +89,6 @@ class Layout:
         self.events_dir = os.path.join(self.home, "events")
         self.log_lock_file = os.path.join(self.events_dir, "lock")
         self.catalog_file = os.path.join(self.home, "catalog.sqlite")
-        self.known_hosts_file = os.path.join(self.home, "known_hosts")
         self.dots_dir = os.path.join(self.home, "dots")
         self.trash_dir = os.path.join(self.home, "trash")
         self.transfers_dir = os.path.join(self.home, "transfers")
@@ -104,9 +103,6 @@ class Layout:
 
     def packs_dir(self, dot: DotId) -> str:
         return os.path.join(self.dot_dir(dot), "packs")
-
-    def index_file(self, dot: DotId) -> str:
-        return os.path.join(self.dot_dir(dot), "index.sqlite")
 
     def quarantine_dir(self, dot: DotId) -> str:
         return os.path.join(self.dot_dir(dot), "quarantine")

@@ -5,13 +5,11 @@ incoming data through storage.quarantine. Source: protocol/PACKS.md.
 """
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import tee
 from threading import RLock
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from dmsync.core.ids import DOT_ID_BYTES, Kind, ObjectId, object_id, short_key
 from dmsync.core.records import Record
@@ -25,6 +23,7 @@ from dmsync.errors import (
 from dmsync.storage.durable import fsync_directory, make_directory_durable, storage_errors
 from dmsync.storage.object_reading import DecodedCache, ObjectReader
 from dmsync.storage.pack_consolidation import consolidate
+from dmsync.storage.pack_files import PackFiles
 from dmsync.storage.pack_index import PackIndex
 from dmsync.storage.packs import (
     HEADER_BYTES,
@@ -33,7 +32,6 @@ from dmsync.storage.packs import (
     PackBuilder,
     PackInfo,
     Place,
-    RecordFile,
     check_header,
     iterate_file_records,
     pack_hash_matches,
@@ -44,10 +42,6 @@ from dmsync.storage.stored_records import find_records
 
 if TYPE_CHECKING:
     from dmsync.storage.pack_writer import PackWriter
-
-OPEN_PACKS_MAX: Final = 256
-"""File descriptors kept for reading, of the 1,024 a process usually has. One window of chains
-takes turns among the packs of many commits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +63,12 @@ def _tell_nobody(pack: str, checked_bytes: int) -> None:
 
 
 class SealedPacks:
-    """The sealed packs of a dot as a RecordSource, with a bounded number of open files."""
+    """The sealed packs of a dot as a RecordSource."""
 
     def __init__(self, dot_dir: str) -> None:
         self.directory = os.path.join(dot_dir, "packs")
         self.index = PackIndex(dot_dir)
-        self._open: OrderedDict[str, RecordFile] = OrderedDict()
+        self._files = PackFiles(self.directory)
 
     def places(self, key: bytes) -> list[Place]:
         return self.index.places(key)
@@ -99,39 +93,14 @@ class SealedPacks:
 
     def load_many(self, places: Iterable[Place]) -> dict[Place, Record]:
         """As `load`, of many; what cannot be read is left out."""
-        offsets: dict[str, list[int]] = {}
-        for place in sorted(places):
-            offsets.setdefault(place.pack, []).append(place.offset)
-        found: dict[Place, Record] = {}
-        for pack, ascending in offsets.items():
-            for offset in ascending:
-                with suppress(Corruption, OSError):
-                    found[Place(pack, offset)] = self._opened(pack).record_nearby(offset)
-        return found
+        return self._files.load_many(places)
 
     def file(self, name: str) -> int:
         """A descriptor for reading, valid until the next call. Raises Corruption when gone."""
-        return self._opened(name).fd
-
-    def _opened(self, name: str) -> RecordFile:
-        opened = self._open.get(name)
-        if opened is not None:
-            self._open.move_to_end(name)
-            return opened
-        with storage_errors(f"opening pack {name}"):
-            try:
-                path = os.path.join(self.directory, name)
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except FileNotFoundError as exc:
-                raise Corruption(f"pack {name} is missing", pack=name) from exc
-        self._open[name] = opened = RecordFile(fd, name)
-        if len(self._open) > OPEN_PACKS_MAX:
-            self._open.popitem(last=False)[1].close()
-        return opened
+        return self._files.opened(name).fd
 
     def close(self) -> None:
-        while self._open:
-            self._open.popitem()[1].close()
+        self._files.close()
         self.index.close()
 
 

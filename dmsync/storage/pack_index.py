@@ -11,8 +11,10 @@ there, or built for this process alone when it does not say what the packs direc
 import math
 import os
 import sqlite3
+import sys
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from dmsync.core.ids import KEY_BYTES
@@ -24,10 +26,13 @@ from dmsync.storage.pack_consolidation import JOINED_PACKS_MAX, JoinedPack
 from dmsync.storage.packs import PACK_SUFFIX, Footer, PackInfo, Place, read_footer
 
 SCHEMA_VERSION: Final = 2
+_FILE_NAME: Final = "index.sqlite"
 REPLACED_KEPT: Final = 2 * JOINED_PACKS_MAX
 """Packs that were joined into others and whose records can be asked for by their old places: what
 may happen between somebody's look-up and his read."""
 _KEYS_PER_LOOKUP: Final = 256
+_ROWS_SORTED_AT_ONCE: Final = 131_072
+"""About: keys are spread evenly. 20 MB of rows; each pass over a million keys takes 50 ms."""
 _CACHE_KIB: Final = 16 * 1024
 """Taken as needed: keys are random, so chains touch every page of the table again and again."""
 _BUSY_TIMEOUT_S: Final = 30.0
@@ -49,6 +54,66 @@ CREATE TABLE replaced (
 """
 
 
+class IndexSnapshot:
+    """Look-ups in the index as it lies there, for a process that was forked beside an open one.
+
+    Takes no locks and writes nothing: SQLite is told that the file does not change. When it does
+    all the same, answers may be wrong, which candidates may be, or sqlite3.DatabaseError.
+    """
+
+    def __init__(self, dot_dir: str) -> None:
+        """Raises OSError, sqlite3.DatabaseError."""
+        from pathlib import Path  # slow to import, and rarely needed
+
+        path = os.path.join(dot_dir, _FILE_NAME)
+        with suppress(FileNotFoundError):
+            if os.stat(path + "-wal").st_size:
+                raise sqlite3.DatabaseError("a writer was stopped before its checkpoint")
+        self._db = sqlite3.connect(f"{Path(path).absolute().as_uri()}?immutable=1", uri=True)
+        self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self._names = dict(self._select("SELECT rid, name FROM packs", ()))
+
+    def first_places(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
+        """As PackIndex.first_places. Raises sqlite3.DatabaseError."""
+        return _first_places(self._select, lambda rid: self._names.get(rid, ""), keys)
+
+    def _select(self, sql: str, values: tuple[object, ...]) -> list[Any]:
+        return self._db.execute(sql, values).fetchall()
+
+
+def _first_places(
+    select: Callable[[str, tuple[object, ...]], list[Any]],
+    pack_name: Callable[[int], str],
+    keys: Sequence[bytes],
+) -> dict[bytes, Place]:
+    found: dict[bytes, Place] = {}
+    for start in range(0, len(keys), _KEYS_PER_LOOKUP):
+        numbers = {_signed(key): key for key in keys[start : start + _KEYS_PER_LOOKUP]}
+        marks = ",".join("?" * len(numbers))
+        rows = select(
+            f"SELECT key, pack, offset FROM objects WHERE key IN ({marks})", tuple(numbers)
+        )
+        for number, rid, offset in rows:
+            found.setdefault(numbers[number], Place(pack_name(rid), offset))
+    return found
+
+
+def _rows_in_key_order(footer: Footer, rid: int) -> Iterator[tuple[int, int, int]]:
+    """In key order a leaf is visited once: fewer pages in the write-ahead log. Sorted one range of
+    keys after the other, so that memory does not follow the number of records."""
+    keys = array("q", footer.joined_keys)
+    if sys.byteorder == "little":
+        keys.byteswap()
+    parts = -(-len(keys) // _ROWS_SORTED_AT_ONCE)
+    for part in range(parts):
+        low, end = (-(1 << 63) + (number << 64) // parts for number in (part, part + 1))
+        yield from sorted(
+            (key, rid, offset)
+            for key, offset in zip(keys, footer.offsets, strict=True)
+            if low <= key < end
+        )
+
+
 def _signed(key: bytes) -> int:
     return int.from_bytes(key, "big", signed=True)
 
@@ -58,7 +123,7 @@ class PackIndex:
 
     def __init__(self, dot_dir: str) -> None:
         self._packs_dir = os.path.join(dot_dir, "packs")
-        self._path = os.path.join(dot_dir, "index.sqlite")
+        self._path = os.path.join(dot_dir, _FILE_NAME)
         self._lock_path = os.path.join(dot_dir, "index.lock")
         self._names: dict[int, str] = {}
         self.unreadable: set[str] = set()
@@ -87,16 +152,7 @@ class PackIndex:
 
     def first_places(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
         """One record for each key that has any, with one look-up for many keys."""
-        found: dict[bytes, Place] = {}
-        for start in range(0, len(keys), _KEYS_PER_LOOKUP):
-            numbers = {_signed(key): key for key in keys[start : start + _KEYS_PER_LOOKUP]}
-            marks = ",".join("?" * len(numbers))
-            rows = self._select(
-                f"SELECT key, pack, offset FROM objects WHERE key IN ({marks})", tuple(numbers)
-            )
-            for number, rid, offset in rows:
-                found.setdefault(numbers[number], Place(self._pack_name(rid), offset))
-        return found
+        return _first_places(self._select, self._pack_name, keys)
 
     def has_key(self, key: bytes) -> bool:
         return bool(self._select("SELECT 1 FROM objects WHERE key = ? LIMIT 1", (_signed(key),)))
@@ -243,12 +299,7 @@ class PackIndex:
         rid = cursor.lastrowid
         assert rid is not None
         self._names[rid] = info.name
-        rows = [
-            (_signed(key), rid, offset)
-            for key, offset in zip(footer.keys, footer.offsets, strict=True)
-        ]
-        # In key order a leaf is visited once: fewer pages in the write-ahead log.
-        rows.sort()
+        rows = _rows_in_key_order(footer, rid)
         self._db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?, ?)", rows)
 
     def _insert_from_file(self, name: str) -> None:

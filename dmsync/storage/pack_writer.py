@@ -6,31 +6,30 @@ whatever the threads did. Pages for the similarity search are limited by core.si
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final, Self
 
-from dmsync.core.delta import (
-    PATCH_LEVEL,
-    PATCH_PAGE_BYTES,
-    changed_pages,
-    compress,
-    compress_all,
-    compress_with_prefix,
-    select_pages,
-)
-from dmsync.core.ids import Kind, ObjectId, object_id, short_key
+from dmsync.core.delta import compress, compress_with_prefix
+from dmsync.core.ids import KEY_BYTES, Kind, ObjectId, object_id, short_key
 from dmsync.core.records import (
     RAW_BYTES_MAX,
-    SIMILAR_PAGE_BYTES,
     STEPS_MAX,
-    BaseSlice,
     Encoding,
     Record,
     encode_record,
-    pages_bitmap,
 )
 from dmsync.core.similarity import PageIndex
 from dmsync.errors import BadObject, Corruption
+from dmsync.storage.chunk_forms import (
+    SIMILAR_BYTES_MIN,
+    ChunkForms,
+    NewChunk,
+    PreparedChunk,
+    Replaced,
+    delta_form,
+    plain_record,
+    prepared,
+)
 from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors
 from dmsync.storage.object_reading import Decoded, ObjectReader
 from dmsync.storage.packs import PACK_BYTES_MAX, PackBuilder, PackInfo, Place
@@ -40,55 +39,12 @@ if TYPE_CHECKING:
     from dmsync.storage.object_store import ObjectStore
 
 TEMPORARY_PREFIX: Final = "tmp-"
-_SIMILAR_BYTES_MIN: Final = 4096
-"""Smaller chunks do not look for similar pages: naming one takes a tenth of their frame."""
-PATCHES_PER_FULL: Final = 4
-"""A chain is renewed when its patches are stored in more than this many times its full frame."""
-RENEWAL_STEPS: Final = (24, 40)
-"""A chain is also renewed at a number of steps in this range, spread by the chunk's id so that
-chunks that change together are not all renewed in one commit (protocol/decisions/0004)."""
-_SURELY_GOOD: Final = 64
-"""A delta below 1/64 of the object is taken without comparing it with a plain frame."""
-_GOOD_DELTA: Final = 0.5
-"""Of the plain frame; a worse one goes on to the similarity search."""
-_PROBED_CHUNKS_MIN: Final = 12
-"""So many chunks of one block changed together are likely a file written anew, as logs are that
-take the place of old ones: reading what they replace, the costliest chains there are, helps
-nobody. Two of them tell."""
-_PREFIX_SHARE: Final = 0.75
-"""With more pages changed than this the whole base is a better prefix than the pages."""
+_DELTA_KINDS: Final = (Kind.CHUNK, Kind.PAGE)
 _IDS_REMEMBERED: Final = 65_536
 _OFFSET_BITS: Final = 40
-
-
-class NewChunk(NamedTuple):
-    """A chunk to store under its id. `base` is the chunk it replaces, if any: a hint."""
-
-    id: ObjectId
-    data: bytes | memoryview
-    base: ObjectId | None
-
-
-class PreparedChunk(NamedTuple):
-    """A chunk in the form it will be stored in, unless similar pages make a smaller one.
-
-    `data` are its bytes when it may look for such pages, else empty; `replaced` is what it is a
-    delta of.
-    """
-
-    id: ObjectId
-    record: Record
-    data: bytes = b""
-    replaced: "Replaced | None" = None
-
-
-class Replaced(NamedTuple):
-    """The object that a new one takes the place of, and in which 4 KiB pages they differ (none
-    when that was not asked)."""
-
-    id: ObjectId
-    decoded: Decoded
-    pages: Sequence[int] = ()
+_START_BYTES: Final = 2
+_REST_BYTES: Final = KEY_BYTES - _START_BYTES
+_NOTE_BYTES: Final = _REST_BYTES + 8
 
 
 class BuiltPacks:
@@ -96,9 +52,9 @@ class BuiltPacks:
 
     def __init__(self) -> None:
         self.builders: list[PackBuilder] = []
-        self._first: dict[bytes, int] = {}
-        self._others: dict[bytes, list[int]] = {}
-        """Further places of a key: a collision, or one object stored twice."""
+        self._noted: dict[bytes, bytes] = {}
+        """Start of a key to the notes of its records: the rest of the key, builder and offset. A
+        third of the memory of an entry for each key, of which there may be millions."""
 
     def append(self, record: bytes, key: bytes) -> Place:
         builder = self.builders[-1]
@@ -120,18 +76,22 @@ class BuiltPacks:
         return places
 
     def note(self, number: int, offset: int, key: bytes) -> None:
-        """Remember a record of builder `number`; one integer each, for millions of them."""
-        packed = number << _OFFSET_BITS | offset
-        if self._first.setdefault(key, packed) != packed:
-            self._others.setdefault(key, []).append(packed)
+        """Remember a record of builder `number`."""
+        start = key[:_START_BYTES]
+        note = key[_START_BYTES:] + (number << _OFFSET_BITS | offset).to_bytes(8, "big")
+        self._noted[start] = self._noted.get(start, b"") + note
 
     def places(self, key: bytes) -> list[Place]:
-        first = self._first.get(key)
-        if first is None:
-            return []
-        return [self._place(packed) for packed in (first, *self._others.get(key, ()))]
+        notes, rest = self._noted.get(key[:_START_BYTES], b""), key[_START_BYTES:]
+        places = []
+        at = _note_at(notes, rest, 0)
+        while at >= 0:  # several for a collision, or one object stored twice
+            places.append(self._place(notes, at))
+            at = _note_at(notes, rest, at + _NOTE_BYTES)
+        return places
 
-    def _place(self, packed: int) -> Place:
+    def _place(self, notes: bytes, at: int) -> Place:
+        packed = int.from_bytes(notes[at + _REST_BYTES : at + _NOTE_BYTES], "big")
         builder = self.builders[packed >> _OFFSET_BITS]
         return Place(builder.name, packed & (1 << _OFFSET_BITS) - 1)
 
@@ -140,24 +100,34 @@ class BuiltPacks:
         return builder.read(place.offset)
 
     def first_places(self, keys: Sequence[bytes]) -> dict[bytes, Place]:
-        first = self._first
-        return {key: self._place(first[key]) for key in keys if key in first}
+        found = {}
+        for key in keys:
+            notes = self._noted.get(key[:_START_BYTES], b"")
+            at = _note_at(notes, key[_START_BYTES:], 0)
+            if at >= 0:
+                found[key] = self._place(notes, at)
+        return found
 
     def load_many(self, places: Iterable[Place]) -> dict[Place, Record]:
         names = {builder.name for builder in self.builders}
         return {place: self.load(place) for place in places if place.pack in names}
 
     def has_key(self, key: bytes) -> bool:
-        return key in self._first
-
-    def keys(self) -> set[bytes]:
-        return set(self._first)
+        notes = self._noted.get(key[:_START_BYTES], b"")
+        return _note_at(notes, key[_START_BYTES:], 0) >= 0
 
     def forget(self) -> None:
         """Drop everything; the files are somebody else's now."""
         self.builders.clear()
-        self._first.clear()
-        self._others.clear()
+        self._noted.clear()
+
+
+def _note_at(notes: bytes, rest: bytes, start: int) -> int:
+    """Where the next note of the key that ends with `rest` is; -1: there is none."""
+    at = notes.find(rest, start)
+    while at % _NOTE_BYTES and at >= 0:  # found across two notes
+        at = notes.find(rest, at + 1)
+    return at
 
 
 class PackWriter:
@@ -173,10 +143,10 @@ class PackWriter:
         self._reader = ObjectReader([self._built, store.sealed], store.cache, store.lock)
         self._sealed = ObjectReader([store.sealed], store.cache, store.lock)
         self._is_first = not store.packs()
+        self._forms = ChunkForms(self._sealed, is_empty=self._is_first)
         self._pages = PageIndex()
         self._known: dict[ObjectId, None] = {}
         self.bytes_written = 0
-        self.records_written = 0
         sweep_temporary_files(store.sealed.directory)
 
     def __enter__(self) -> Self:
@@ -205,31 +175,31 @@ class PackWriter:
         oid = object_id(kind, data)
         if self._has(kind, oid):
             return oid
-        replaced = None
-        if base is not None and kind in (Kind.CHUNK, Kind.PAGE):
-            replaced = self._find_base(kind, base)
         form, frame = None, None
-        if replaced is not None:
-            form, frame = _delta(kind, NewChunk(oid, data, base), replaced)
-        if form is not None:
-            self._put_new(form)
-        else:
+        old = self._find_base(kind, base) if base is not None and kind in _DELTA_KINDS else None
+        if old is not None:
+            form, frame = delta_form(kind, NewChunk(oid, data, base), old)
+        if form is None:
             record = plain_record(kind, data, frame if frame is not None else compress(data))
-            may_look = similar and kind is Kind.CHUNK and len(data) >= _SIMILAR_BYTES_MIN
-            self._put_new(PreparedChunk(oid, record, data if may_look else b""))
+            may_look = similar and kind is Kind.CHUNK and len(data) >= SIMILAR_BYTES_MIN
+            form = prepared(oid, record, data if may_look else b"")
+        self._put_new(form)
         return oid
 
     def write_page(self, data: bytes, base: ObjectId | None) -> ObjectId:
         return self.put(Kind.PAGE, data, base=base)
 
-    def prepare(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
+    def prepare(self, runs: Sequence[Sequence[NewChunk]], *, similar: bool) -> list[PreparedChunk]:
         """The forms of those chunks that are not in sealed packs, in order; stores nothing.
 
-        May be called on any thread, also while others prepare or one puts. The chunks' bytes may
-        change once it returns. `similar` as in `put`.
+        May be called on any thread, also while others prepare or one puts. As ChunkForms.prepare.
         """
-        with stage("encode"):
-            return self._prepared(self._not_sealed(chunks), similar=similar)
+        return self._forms.prepare(runs, similar=similar)
+
+    @property
+    def dot_dir(self) -> str:
+        """The store's, for processes that prepare chunks themselves."""
+        return self._store.dot_dir
 
     def put_prepared(self, chunks: Sequence[PreparedChunk]) -> None:
         """Store prepared chunks, each unless it is here already. Raises as `put`."""
@@ -279,6 +249,8 @@ class PackWriter:
     def _has(self, kind: Kind, oid: ObjectId) -> bool:
         if oid in self._known:
             return True
+        if self._is_first and not self._built.has_key(short_key(oid)):
+            return False  # most pages of a first commit
         try:
             return self._reader.find(kind, oid) is not None
         except Corruption:
@@ -295,84 +267,18 @@ class PackWriter:
         except Corruption:
             return None  # a damaged base only costs a full frame; fsck reports it
 
-    def _not_sealed(self, chunks: Sequence[NewChunk]) -> Sequence[NewChunk]:
-        if self._is_first or not chunks:
-            return chunks
-        keys = self._sealed.first_places([short_key(chunk.id) for chunk in chunks])
-        if not keys:
-            return chunks
-        return [c for c in chunks if short_key(c.id) not in keys or not self._is_sealed(c.id)]
-
-    def _is_sealed(self, oid: ObjectId) -> bool:
-        try:
-            return self._sealed.find(Kind.CHUNK, oid) is not None
-        except Corruption:
-            return False
-
-    def _prepared(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
-        forms: dict[ObjectId, PreparedChunk] = {}
-        frames: dict[ObjectId, bytes] = {}
-        based = [chunk for chunk in chunks if chunk.base is not None]
-        probes, others = _probes_and_others(based)
-        self._try_deltas(probes, forms, frames)
-        if others and any(probe.id in forms for probe in probes):
-            self._try_deltas(others, forms, frames)
-        alone = [c for c in chunks if c.id not in forms and c.id not in frames and len(c.data)]
-        frames.update(
-            zip([c.id for c in alone], compress_all([c.data for c in alone]), strict=True)
-        )
-        for chunk in chunks:
-            if chunk.id not in forms:
-                record = plain_record(Kind.CHUNK, chunk.data, frames.get(chunk.id, b""))
-                may_look = similar and len(chunk.data) >= _SIMILAR_BYTES_MIN
-                forms[chunk.id] = PreparedChunk(
-                    chunk.id, record, bytes(chunk.data) if may_look else b""
-                )
-        return [forms[chunk.id] for chunk in chunks]
-
-    def _try_deltas(
-        self,
-        chunks: Sequence[NewChunk],
-        forms: dict[ObjectId, PreparedChunk],
-        frames: dict[ObjectId, bytes],
-    ) -> None:
-        """Note the forms of chunks that are best stored on what they replace, and the full frames
-        that were made on the way."""
-        replaced = self._replaced([chunk.base for chunk in chunks if chunk.base is not None])
-        for chunk, old in zip(chunks, replaced, strict=True):
-            if old is None:
-                continue
-            form, frame = _delta(Kind.CHUNK, chunk, old)
-            if form is not None:
-                forms[chunk.id] = form
-            elif frame is not None:
-                frames[chunk.id] = frame
-
-    def _replaced(self, bases: Sequence[ObjectId]) -> Iterator[Decoded | None]:
-        """What the bases hold; None for one that is not there or cannot be read."""
-        found = self._sealed.find_many(Kind.CHUNK, bases, earlier=True)
-        for _ in bases:
-            try:
-                yield next(found)
-            except Corruption:
-                yield None  # as in _find_base
-
     def _put_new(self, chunk: PreparedChunk) -> None:
         self._remember(chunk.id)
         if chunk.replaced is not None:
             self._note_replaced(chunk.replaced)
         elif chunk.data and self._put_similar(chunk):
             return
-        self._append(chunk.record, chunk.id)
+        self._append(chunk.encoded, chunk.id)
 
     def _note_replaced(self, replaced: Replaced) -> None:
         """Make pages that a patch replaces known to the similarity search."""
-        if self._pages.is_full:
-            return
-        ratio = SIMILAR_PAGE_BYTES // PATCH_PAGE_BYTES
-        key, old = short_key(replaced.id), replaced.decoded
-        for page in sorted({number // ratio for number in replaced.pages}):
-            self._pages.add(key, old.steps, old.data, page)
+        for page, content in replaced.pages:
+            self._pages.add(replaced.key, replaced.steps, page, content)
 
     def _put_similar(self, chunk: PreparedChunk) -> bool:
         """Store a chunk with similar pages as prefix if that is smaller than alone."""
@@ -384,99 +290,20 @@ class PackWriter:
         prefix = b"".join([page.content for page in pages])
         bases = tuple(page.base for page in pages)
         frame = compress_with_prefix(chunk.data, prefix)
-        if len(frame) + 10 * len(bases) >= len(chunk.record.payload):
+        if len(frame) + 10 * len(bases) >= chunk.payload_bytes:
             return False
         similar = Record(Kind.CHUNK, Encoding.SIMILAR, len(chunk.data), frame, bases)
-        self._append(similar, chunk.id)
+        self._append(encode_record(similar), chunk.id)
         return True
 
-    def _append(self, record: Record, oid: ObjectId) -> None:
+    def _append(self, encoded: bytes, oid: ObjectId) -> None:
         builders = self._built.builders
         if not builders or builders[-1].size >= PACK_BYTES_MAX:
             directory = self._store.sealed.directory
             dot_id = self._store.dot_id
             builders.append(PackBuilder.create(directory, TEMPORARY_PREFIX, "", dot_id))
-        encoded = encode_record(record)
         self._built.append(encoded, short_key(oid))
         self.bytes_written += len(encoded)
-        self.records_written += 1
-
-
-def _probes_and_others(
-    chunks: Sequence[NewChunk],
-) -> tuple[Sequence[NewChunk], Sequence[NewChunk]]:
-    """Chunks to try first, and those to try only if what one of the first replaces helps."""
-    if len(chunks) < _PROBED_CHUNKS_MIN:
-        return chunks, ()
-    probes = chunks[len(chunks) // 4 :: len(chunks) // 2]
-    return probes, [chunk for chunk in chunks if chunk not in probes]
-
-
-def plain_record(kind: Kind, data: bytes | memoryview, frame: bytes) -> Record:
-    if len(frame) >= len(data):
-        return Record(kind, Encoding.RAW, len(data), bytes(data))
-    return Record(kind, Encoding.ZSTD, len(data), frame)
-
-
-def _delta(
-    kind: Kind, new: NewChunk, replaced: Decoded
-) -> tuple[PreparedChunk | None, bytes | None]:
-    """A form based on the replaced object, None when a full frame or another base is better; and
-    the full frame when it took one to find out."""
-    data, base = new.data, new.base
-    assert base is not None
-    if (
-        replaced.steps >= _renewal_steps(base)
-        or replaced.patch_bytes > PATCHES_PER_FULL * replaced.full_bytes
-    ):
-        return None, None
-    pages: list[int] = []
-    record = None
-    if kind is Kind.CHUNK and len(replaced.data) == len(data):
-        pages = changed_pages(replaced.data, data)
-        record = _shortcut(data, replaced)
-        if record is None and len(pages) * PATCH_PAGE_BYTES <= _PREFIX_SHARE * len(data):
-            record = _patch(data, short_key(base), replaced.data, pages)
-    if record is None:
-        record = _prefix(kind, data, short_key(base), replaced.data)
-        pages = []
-    form = PreparedChunk(new.id, record, b"", Replaced(base, replaced, pages))
-    if len(record.payload) <= len(data) // _SURELY_GOOD:
-        return form, None
-    frame = compress(data)
-    share = _GOOD_DELTA if kind is Kind.CHUNK else 0.9
-    if len(record.payload) > share * min(len(frame), len(data)):
-        return None, frame
-    return form, None
-
-
-def _renewal_steps(base: ObjectId) -> int:
-    fewest, most = RENEWAL_STEPS
-    return fewest + base[-1] % (most - fewest)
-
-
-def _shortcut(data: bytes | memoryview, replaced: Decoded) -> Record | None:
-    """A patch on the state before the run of patches that the replaced chunk's chain ends with."""
-    earlier = replaced.earlier
-    if earlier is None or len(earlier.data) != len(data):
-        return None
-    # It was only passed on the way to the replaced chunk, which is all that was verified.
-    if short_key(object_id(Kind.CHUNK, earlier.data)) != earlier.key:
-        return None
-    return _patch(data, earlier.key, earlier.data, changed_pages(earlier.data, data))
-
-
-def _patch(data: bytes | memoryview, key: bytes, old: bytes, pages: Sequence[int]) -> Record:
-    """A chunk as the pages in which it differs from `old`, which is as long."""
-    replaced = select_pages(old, pages)
-    frame = compress_with_prefix(select_pages(data, pages), replaced, PATCH_LEVEL)
-    base = (BaseSlice(key),)
-    return Record(Kind.CHUNK, Encoding.PATCH, len(data), frame, base, pages_bitmap(pages))
-
-
-def _prefix(kind: Kind, data: bytes | memoryview, key: bytes, old: bytes) -> Record:
-    frame = compress_with_prefix(bytes(data), old)
-    return Record(kind, Encoding.PREFIX, len(data), frame, (BaseSlice(key),))
 
 
 def sweep_temporary_files(directory: str) -> None:

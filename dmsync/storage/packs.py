@@ -6,8 +6,8 @@ functions read sealed ones. A pack under construction has a name that no reader 
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -23,8 +23,10 @@ from dmsync.core.records import (
     parse_record,
     parse_varint,
 )
+from dmsync.core.values import plain_value_type
 from dmsync.errors import BadObject, Corruption, FormatUnsupported
-from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors, write_all
+from dmsync.storage.direct_files import Appender, InOrder
+from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors
 from dmsync.storage.stages import stage
 
 PACK_SUFFIX: Final = ".pack"
@@ -39,6 +41,7 @@ _HEADER: Final = struct.Struct("<8sIII16s16s4x")
 _TRAILER: Final = struct.Struct("<QQIII4s32s8s")
 """footer offset, footer bytes, table bytes, table raw bytes, records, start of the footer's BLAKE3,
 BLAKE3 of everything before, end magic."""
+_KEY: Final = struct.Struct(f"{KEY_BYTES}s")
 HEADER_BYTES: Final = _HEADER.size
 _HASHED_TRAILER_BYTES: Final = _TRAILER.size - 40
 _BUFFER_BYTES: Final = 1024 * 1024
@@ -49,6 +52,14 @@ _BLOCK_BYTES: Final = 16 * 1024
 _BLOCKS_MAX: Final = 48
 """Of each open pack: a joined one holds what 16 commits wrote."""
 _LENGTH_BITS: Final = 32
+_HELD_BYTES_MAX: Final = 16 * 1024 * 1024
+"""A record that begins so far before a growing pack's end is in the file: what is buffered and the
+largest record come to less."""
+_LARGE_RECORD_BYTES: Final = 32 * 1024
+"""Joined records of this size on average hardly compress: they are no bases of later deltas, so
+that the page cache does not need them."""
+_RUN_BYTES_MIN: Final = 256 * 1024
+"""So much in records read one behind the other is a run, which goes on likely."""
 
 
 class Place(NamedTuple):
@@ -58,7 +69,7 @@ class Place(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class PackInfo:
     """A sealed pack. `name` is its file name; `bytes` the whole file."""
 
@@ -67,13 +78,19 @@ class PackInfo:
     records: int
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Footer:
-    """What a pack holds: each record's short key and offset, in file order."""
+    """What a pack holds: each record's short key (joined: there may be millions) and offset, in
+    file order."""
 
-    keys: list[bytes]
-    offsets: list[int]
+    joined_keys: bytes
+    offsets: "array[int]"
     records_end: int
+
+    @property
+    def keys(self) -> Iterator[bytes]:
+        """The keys one by one."""
+        return (key for (key,) in _KEY.iter_unpack(self.joined_keys))
 
 
 def encode_header(dot_id: bytes) -> bytes:
@@ -125,15 +142,14 @@ def read_footer(fd: int, pack: str) -> tuple[Footer, PackInfo]:
         lengths = _parse_lengths(decompress(footer[:table_bytes], raw_bytes), count)
     except BadObject as exc:
         raise Corruption(f"pack {pack}: its table is not readable", pack=pack) from exc
-    ends = list(accumulate(lengths, initial=HEADER_BYTES))
+    ends = array("Q", accumulate(lengths, initial=HEADER_BYTES))
     if ends.pop() != at:
         raise Corruption(f"pack {pack}: its table does not fit its records", pack=pack)
-    keys = [footer[start : start + KEY_BYTES] for start in range(table_bytes, len(footer), 8)]
-    return Footer(keys, ends, at), PackInfo(pack, size, count)
+    return Footer(footer[table_bytes:], ends, at), PackInfo(pack, size, count)
 
 
-def _parse_lengths(table: bytes, count: int) -> list[int]:
-    lengths = []
+def _parse_lengths(table: bytes, count: int) -> "array[int]":
+    lengths = array("I")
     offset = 0
     for _ in range(count):
         length, offset = parse_varint(table, offset, _LENGTH_BITS)
@@ -143,8 +159,19 @@ def _parse_lengths(table: bytes, count: int) -> list[int]:
     return lengths
 
 
+def _encode_lengths(lengths: "array[int]") -> bytes:
+    table = bytearray()
+    for length in lengths:
+        table += encode_varint(length)
+    return bytes(table)
+
+
 def read_record(fd: int, place: Place) -> Record:
     """One record. Raises Corruption naming the pack."""
+    return _record_and_length(fd, place)[0]
+
+
+def _record_and_length(fd: int, place: Place) -> tuple[Record, int]:
     buffer = os.pread(fd, _READ_BYTES, place.offset)
     try:
         _, start, payload_bytes = parse_header(buffer)
@@ -153,13 +180,53 @@ def read_record(fd: int, place: Place) -> Record:
             buffer += os.pread(fd, end - len(buffer), place.offset + len(buffer))
             if end > len(buffer):
                 raise BadObject("record is cut short")
-        return parse_record(buffer)[0]
+        return parse_record(buffer)
     except BadObject as exc:
         raise Corruption(
             f"pack {place.pack}: no record at {place.offset}: {exc.message}",
             pack=place.pack,
             offset=place.offset,
         ) from exc
+
+
+class RecordRun:
+    """Large records of one file: read ahead while they are asked for one behind the other."""
+
+    def __init__(self, fd: int, pack: str) -> None:
+        self._fd = fd
+        self._pack = pack
+        self._ahead = InOrder(fd)
+        self._next = -1
+        self._passed_bytes = 0
+
+    def ahead(self, offset: int) -> Record | None:
+        """The record at `offset` if it is the next of a run; None also where it cannot be read.
+        Raises OSError."""
+        if offset != self._next or self._passed_bytes < _RUN_BYTES_MIN:
+            return None
+        try:
+            record, length = parse_record(self._ahead.held(offset))
+        except BadObject:  # most likely cut short
+            try:
+                record, length = parse_record(self._ahead.load(offset))
+            except BadObject:
+                return None
+        self._next += length
+        return record
+
+    def read(self, offset: int) -> Record:
+        """The record at `offset`, which a run may begin with. Raises Corruption, OSError."""
+        record, length = _record_and_length(self._fd, Place(self._pack, offset))
+        if offset != self._next:
+            self._passed_bytes = 0
+            self._ahead.close()
+        self._passed_bytes += length
+        self._next = offset + length
+        return record
+
+    def close(self) -> None:
+        """Let go of what was read ahead."""
+        self._ahead.close()
 
 
 class RecordFile:
@@ -173,22 +240,37 @@ class RecordFile:
         self.fd = fd
         self._pack = pack
         self._blocks: dict[int, bytes] = {}
+        self._run = RecordRun(fd, pack)
 
-    def record_nearby(self, offset: int) -> Record:
-        """The record at `offset`. Raises Corruption."""
-        number = offset // _BLOCK_BYTES
+    def records_nearby(self, offsets: Iterable[int]) -> Iterator[Record | None]:
+        """The record at each offset; None where none can be read."""
+        for offset in offsets:
+            try:
+                yield self._run.ahead(offset) or self._record(offset)
+            except (Corruption, OSError):
+                yield None
+
+    def _record(self, offset: int) -> Record:
+        block = self._block(offset // _BLOCK_BYTES)
+        try:
+            return parse_record(block, offset % _BLOCK_BYTES)[0]
+        except BadObject:  # most likely cut short by the block's end
+            return self._run.read(offset)
+
+    def _block(self, number: int) -> bytes:
         block = self._blocks.get(number)
         if block is None:
             if len(self._blocks) >= _BLOCKS_MAX:
                 del self._blocks[next(iter(self._blocks))]
-            block = os.pread(self.fd, _BLOCK_BYTES, number * _BLOCK_BYTES)
+            try:
+                block = os.pread(self.fd, _BLOCK_BYTES, number * _BLOCK_BYTES)
+            except OSError:
+                return b""
             self._blocks[number] = block
-        try:
-            return parse_record(block, offset % _BLOCK_BYTES)[0]
-        except BadObject:  # most likely cut short by the block's end
-            return read_record(self.fd, Place(self._pack, offset))
+        return block
 
     def close(self) -> None:
+        self._run.close()
         os.close(self.fd)
 
 
@@ -239,16 +321,17 @@ class PackBuilder:
     are hashed as they are, so that sealing reads nothing again.
     """
 
-    def __init__(self, path: str, fd: int, dot_id: bytes) -> None:
+    def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.name = os.path.basename(path)
         self._fd = fd
-        self._dot_id = dot_id
+        self._appender = Appender(fd)
+        self._run = RecordRun(fd, self.name)
         self._hasher = blake3()
         self._buffer = bytearray()
         self._flushed_bytes = 0
-        self._keys: list[bytes] = []
-        self._lengths: list[int] = []
+        self._keys = bytearray()
+        self._lengths = array("I")
 
     @classmethod
     def create(cls, directory: str, prefix: str, suffix: str, dot_id: bytes) -> "PackBuilder":
@@ -263,14 +346,14 @@ class PackBuilder:
                 if lock_exclusively(fd, wait=False) and os.fstat(fd).st_nlink:
                     break
                 os.close(fd)
-        builder = cls(path, fd, dot_id)
+        builder = cls(path, fd)
         builder._write(encode_header(dot_id))
         return builder
 
     @classmethod
-    def adopt(cls, path: str, fd: int, dot_id: bytes) -> "PackBuilder":
+    def adopt(cls, path: str, fd: int) -> "PackBuilder":
         """Continue a locked file behind its header; `restore` its records before appending."""
-        builder = cls(path, fd, dot_id)
+        builder = cls(path, fd)
         header = os.pread(fd, HEADER_BYTES, 0)
         builder._hasher.update(header)
         builder._flushed_bytes = len(header)
@@ -283,7 +366,7 @@ class PackBuilder:
 
     @property
     def records(self) -> int:
-        return len(self._keys)
+        return len(self._lengths)
 
     def append(self, record: bytes, key: bytes) -> int:
         """Add an encoded record; returns its offset. Buffered. Raises StorageFull and such."""
@@ -291,7 +374,7 @@ class PackBuilder:
         self._note(record, key)
         self._buffer += record
         if len(self._buffer) >= _BUFFER_BYTES:
-            self.flush()
+            self._write_buffer()
         return offset
 
     def append_joined(
@@ -300,16 +383,15 @@ class PackBuilder:
         """Add encoded records that lie one behind the other; returns the first one's offset. As
         `append`, but large ones are not copied."""
         offset = self.size
-        self._keys += keys
-        self._lengths += lengths
+        self._keys += b"".join(keys)
+        self._lengths.extend(lengths)
         if len(records) >= _UNBUFFERED_BYTES_MIN:
-            if self._buffer:
-                self.flush()
-            self._write(records)
+            self._write_buffer()
+            self._write(records, past_cache=len(records) >= _LARGE_RECORD_BYTES * len(lengths))
             return offset
         self._buffer += records
         if len(self._buffer) >= _BUFFER_BYTES:
-            self.flush()
+            self._write_buffer()
         return offset
 
     def restore(self, record: bytes, key: bytes) -> None:
@@ -323,32 +405,38 @@ class PackBuilder:
         with storage_errors(f"truncating {self.path}"):
             os.ftruncate(self._fd, self._flushed_bytes)
             os.fsync(self._fd)
-            os.lseek(self._fd, self._flushed_bytes, os.SEEK_SET)
 
     def _note(self, record: bytes, key: bytes) -> None:
-        self._keys.append(key)
+        self._keys += key
         self._lengths.append(len(record))
 
     def read(self, offset: int) -> Record:
         """A record appended before. Raises Corruption, StorageFull, StorageFailed."""
-        if self._buffer:
+        if self.size - offset <= _HELD_BYTES_MAX:
             self.flush()
-        return read_record(self._fd, Place(self.name, offset))
+        return self._run.ahead(offset) or self._run.read(offset)
 
     def flush(self) -> None:
-        self._write(bytes(self._buffer))
-        self._buffer.clear()
-
-    def _write(self, data: bytes | memoryview) -> None:
+        """Have everything in the file. Raises StorageFull, StorageFailed."""
+        self._write_buffer()
         with storage_errors(f"writing pack {self.path}"):
-            write_all(self._fd, data)
+            self._appender.flush()
+
+    def _write_buffer(self) -> None:
+        if self._buffer:
+            with memoryview(self._buffer) as data:
+                self._write(data)
+            self._buffer.clear()
+
+    def _write(self, data: bytes | memoryview, *, past_cache: bool = False) -> None:
+        with storage_errors(f"writing pack {self.path}"):
+            self._appender.append(data, self._flushed_bytes, past_cache=past_cache)
         self._hasher.update(data)
         self._flushed_bytes += len(data)
 
     def sync(self) -> None:
         """Everything appended is durable on return (the name too once its directory is)."""
-        if self._buffer:
-            self.flush()
+        self.flush()
         self.sync_flushed()
 
     def sync_flushed(self) -> None:
@@ -359,22 +447,23 @@ class PackBuilder:
     def finish(self) -> PackInfo:
         """Write footer and trailer, durably. The file keeps its temporary name and its lock."""
         footer_at = self.size
-        table = b"".join([encode_varint(length) for length in self._lengths])
+        table = _encode_lengths(self._lengths)
         frame = compress(table)
-        footer = frame + b"".join(self._keys)
-        self._buffer += footer
+        footer_hash = blake3(frame).update(self._keys).digest()
+        self._buffer += frame
+        self._buffer += self._keys
         start = _TRAILER.pack(
             footer_at,
-            len(footer),
+            len(frame) + len(self._keys),
             len(frame),
             len(table),
             self.records,
-            blake3(footer).digest()[:4],
+            footer_hash[:4],
             bytes(32),
             _END_MAGIC,
         )[:_HASHED_TRAILER_BYTES]
         self._buffer += start
-        self.flush()
+        self._write_buffer()
         digest = self._hasher.digest()
         self._write(digest + _END_MAGIC)
         self.sync()
@@ -382,12 +471,14 @@ class PackBuilder:
 
     def footer(self) -> Footer:
         """Keys and offsets of what was appended."""
-        offsets = list(accumulate(self._lengths, initial=HEADER_BYTES))
+        offsets = array("Q", accumulate(self._lengths, initial=HEADER_BYTES))
         end = offsets.pop()
-        return Footer(self._keys, offsets, end)
+        return Footer(bytes(self._keys), offsets, end)
 
     def close(self) -> None:
         """Give the file and its lock up; it stays as it is."""
+        self._run.close()
+        self._appender.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -8,9 +8,10 @@ else could have written is refused.
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final
 
+from dmsync.core.values import plain_value_type
 from dmsync.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _UNITS: Final = "units"
 """The one key of [merge] that names no driver."""
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class RemoteConfig:
     """What a configuration file says about one remote; overrides what the store recorded."""
 
@@ -38,7 +39,7 @@ class RemoteConfig:
     dm_command: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_value_type
 class Settings:
     """Everything the environment and the configuration decide for one run."""
 

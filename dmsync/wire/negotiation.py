@@ -48,7 +48,6 @@ class Negotiator:
         self._asked: list[int] = []
         self._budget = FIRST_BUDGET
         self.queries_count = 0
-        self.ids_asked_count = 0
 
     def _link(self, graph: Parents) -> None:
         for at, commit in enumerate(self._ids):
@@ -74,7 +73,6 @@ class Negotiator:
         chosen = chosen or self._later_query()
         self._asked = chosen
         self.queries_count += 1
-        self.ids_asked_count += len(chosen)
         return tuple(self._ids[at] for at in chosen)
 
     def answer(self, states: bytes) -> None:

@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from dmsync.core.ids import Kind, ObjectId, object_id
-from dmsync.core.records import Encoding, Record
 from dmsync.errors import ObjectMissing
-from dmsync.storage.pack_writer import NewChunk, PreparedChunk
+from dmsync.storage.chunk_forms import NewChunk, PreparedChunk
 
 
 class MemoryStore:
@@ -47,18 +46,12 @@ class MemoryWriter:
             self.bytes_written += len(data)
         return oid
 
-    def prepare(self, chunks: Sequence[NewChunk], *, similar: bool) -> list[PreparedChunk]:
-        return [
-            PreparedChunk(
-                chunk.id,
-                Record(Kind.CHUNK, Encoding.RAW, len(chunk.data), bytes(chunk.data)),
-            )
-            for chunk in chunks
-        ]
+    def prepare(self, runs: Sequence[Sequence[NewChunk]], *, similar: bool) -> list[PreparedChunk]:
+        return [PreparedChunk(chunk.id, b"", 0, bytes(chunk.data)) for run in runs for chunk in run]
 
     def put_prepared(self, chunks: Sequence[PreparedChunk]) -> None:
         for chunk in chunks:
-            assert self.put(Kind.CHUNK, chunk.record.payload) == chunk.id
+            assert self.put(Kind.CHUNK, chunk.data) == chunk.id
 
     def write_page(self, data: bytes, base: ObjectId | None) -> ObjectId:
         return self.put(Kind.PAGE, data, base=base)

@@ -23,6 +23,7 @@ from tools.benchmarks.result import (
     Result,
     RowResult,
     load_result,
+    moment_now,
     new_result,
 )
 from tools.benchmarks.rows import ROWS, Row
@@ -88,8 +89,10 @@ def _compare(given: argparse.Namespace) -> Result:
             else new_result(describe_machine(scratch), describe_programs(), options, given.results)
         )
         work = Workspace(scratch, QUICK if given.quick else FULL, runs)
+        run, dm = moment_now(), describe_programs()["dm"]
         for row in _wanted(given.row, result):
             _measure(row, work, result)
+            result.rows[row.name].run, result.rows[row.name].dm = run, dm
             result.save()
     spent_s = sum(row.seconds for row in result.rows.values())
     print(f"\n{result.path}: {len(result.rows)} of {len(ROWS)} rows, {spent_s:.0f} s", flush=True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -18,7 +18,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one command took. `written_bytes` are pages made dirty in files, its children's too.
+    """What one command took, its children's too. `written_bytes` are what the kernel counts: the
+    pages of files that were made dirty, and all of a large folio when one page of it was.
+    `handed_bytes` are what went through write calls, whatever it was written to.
 
     `more` holds figures that only some commands have, by names with units (`stored_bytes`).
     `stages` are the wall seconds of a `dm` command's stages.
@@ -28,19 +30,13 @@ class Cost:
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0
     written_bytes: int = 0
+    handed_bytes: int = 0
     more: Mapping[str, float] = field(default_factory=dict)
     stages: Mapping[str, float] = field(default_factory=dict)
 
     def with_more(self, **more: float) -> "Cost":
         """The same with further figures."""
-        return Cost(
-            self.wall_s,
-            self.cpu_s,
-            self.peak_rss_bytes,
-            self.written_bytes,
-            {**self.more, **more},
-            self.stages,
-        )
+        return replace(self, more={**self.more, **more})
 
     def figures(self) -> dict[str, float]:
         """All figures that were measured, by name."""
@@ -49,6 +45,7 @@ class Cost:
             "cpu_s": self.cpu_s,
             "peak_rss_bytes": self.peak_rss_bytes,
             "written_bytes": self.written_bytes,
+            "handed_bytes": self.handed_bytes,
         }
         return {name: value for name, value in measured.items() if value} | dict(self.more)
 
@@ -92,6 +89,7 @@ def measured_exactly(
         told["user_s"] + told["system_s"],
         told["peak_rss_bytes"],
         told["written_bytes"],
+        told["handed_bytes"],
     )
     return cost, output
 

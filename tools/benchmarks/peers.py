@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -74,17 +75,7 @@ class Dm:
         cost, output = measured_exactly(words, self.cluster.environment)
         lines = [line for line in output.splitlines() if line.startswith("{")]
         summary: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-        return (
-            Cost(
-                cost.wall_s,
-                cost.cpu_s,
-                cost.peak_rss_bytes,
-                cost.written_bytes,
-                {},
-                stages_of(summary),
-            ),
-            summary,
-        )
+        return replace(cost, stages=stages_of(summary)), summary
 
     def commit(self, source: Path) -> Cost:
         self.attach(source)

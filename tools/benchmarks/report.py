@@ -78,9 +78,9 @@ def page(result: Result, figures: list[str], history: Sequence[Result] = ()) -> 
     ]
     parts = [
         "# Performance\n",
-        "Written by `tools/bench --compare`; do not edit. Every row is measured side by side with "
-        "its peers in one run, on the same data: medians, the order of the programs rotated, "
-        "caches warm, `sync` before each command.\n",
+        "Written by `tools/bench --compare`; do not edit. In each row the programs take turns on "
+        "the same data, the first another one each time: medians, caches warm, `sync` before each "
+        f"command. {_told_runs(result)}\n",
         f"{_summary(result)}\n",
         _target_table(result),
         "## Rows that miss, and what limits them\n",
@@ -99,6 +99,20 @@ def page(result: Result, figures: list[str], history: Sequence[Result] = ()) -> 
         _history(history),
     ]
     return "\n".join(parts)
+
+
+def _told_runs(result: Result) -> str:
+    """How many runs the rows come from, as far as the result says, and under what conditions."""
+    known = [row.run for row in result.rows.values() if row.run]
+    versions = sorted({row.dm for row in result.rows.values() if row.dm})
+    told = []
+    if len(set(known)) > 1:
+        told.append(f"The rows come from {len(set(known))} runs of dm {', '.join(versions)}.")
+    elif known and len(known) == len(result.rows):
+        told.append("All rows come from one run.")
+    if "conditions" in result.machine:
+        told.append(f"Conditions: {result.machine['conditions']}.")
+    return " ".join(told) or "Whether all rows come from one run the result does not say."
 
 
 def complete_results(directory: Path) -> list[Result]:

@@ -68,7 +68,11 @@ class Check:
 
 @dataclass
 class RowResult:
-    """What one row gave. `series`: points (x, y) by name, for plots; `stages` by step."""
+    """What one row gave. `series`: points (x, y) by name, for plots; `stages` by step.
+
+    `run`: when the run began that measured it, `dm`: the version that was measured; older results
+    do not say.
+    """
 
     name: str
     title: str
@@ -80,6 +84,8 @@ class RowResult:
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     error: str = ""
+    run: str = ""
+    dm: str = ""
 
     def of(self, step: str, program: str) -> Samples:
         """The samples of a program at a step; new ones when there are none."""
@@ -194,7 +200,12 @@ def new_result(
 ) -> Result:
     """An empty result in a new file named after this moment."""
     path = directory / f"{time.strftime('%Y-%m-%d-%H%M%S')}.json"
-    return Result(path, time.strftime("%Y-%m-%dT%H:%M:%S%z"), machine, programs, options)
+    return Result(path, moment_now(), machine, programs, options)
+
+
+def moment_now() -> str:
+    """The present moment as results tell it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def load_result(path: Path) -> Result:

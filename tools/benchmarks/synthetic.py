@@ -6,6 +6,7 @@ begins with its number, so that no two chunks are equal, and none is of zeros. P
 read calls is the real program.
 """
 
+import mmap
 import os
 import struct
 import sys
@@ -30,10 +31,18 @@ class SyntheticFile:
         self._preadv = os.preadv
         self._pread = os.pread
         self._lseek = os.lseek
-        self.bytes_served = 0
+        # A count for each process, where all see it: dm reads on several.
+        self._counts = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+        self._process = self._forks = 0
+
+    @property
+    def bytes_served(self) -> int:
+        """How much was read, in this process and those forked from it."""
+        return sum(self._counts)
 
     def install(self) -> None:
-        """From now on reading the file gives its content."""
+        """From now on reading the file gives its content, also in processes that are forked."""
+        os.register_at_fork(before=self._begin_fork, after_in_child=self._begin_child)
         functions: Any = os
         functions.preadv, functions.pread, functions.lseek = self.preadv, self.pread, self.lseek
 
@@ -60,6 +69,12 @@ class SyntheticFile:
             return self._size
         return self._lseek(fd, position, how)
 
+    def _begin_fork(self) -> None:
+        self._forks += 1
+
+    def _begin_child(self) -> None:
+        self._process = self._forks
+
     def _is_ours(self, fd: int) -> bool:
         found = os.fstat(fd)
         return (found.st_dev, found.st_ino) == self._inode
@@ -75,7 +90,7 @@ class SyntheticFile:
             for page in range(-first % 8, -(-len(part) // PAGE_BYTES), 8):
                 STAMP.pack_into(part, page * PAGE_BYTES, first + page, 1)
         self._change(buffer[:length], offset)
-        self.bytes_served += length
+        self._counts[self._process] += length
         return length
 
     def _change(self, buffer: memoryview, offset: int) -> None:

@@ -22,9 +22,6 @@ class MergedSchema:
     incoming: frozenset[ObjectKey]
     dropped: frozenset[ObjectKey]
 
-    def of_type(self, kind: str) -> list[SchemaObject]:
-        return [found for found in self.objects.values() if found.type == kind]
-
     def stripped(self) -> list[SchemaObject]:
         """What the result is without while rows are applied: nothing of it has pages of its own."""
         return [found for found in self.objects.values() if found.has_no_pages]

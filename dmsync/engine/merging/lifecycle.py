@@ -504,6 +504,7 @@ def continue_merge(
         NotFound: no merge is under way. MergeConflict: conflicts are open.
         As engine.commits.commit.
     """
+    from dmsync.engine.commit_deltas import commit_changes
     from dmsync.engine.commits import CommitRequest, commit
 
     branch = store.catalog.head(dot.dot)
@@ -511,8 +512,13 @@ def continue_merge(
     refuse_open_conflicts(store, dot.dot, branch)
     if row.parents:
         made = commit(store, dot, CommitRequest(message or row.message, dry_run=dry_run), progress)
-        changes = tuple(made.changes)
-        return MergeSummary("merged", branch, row.ours, row.theirs, made.commit, changes=changes)
+        changes = made.changes
+        if changes is None:
+            assert made.commit is not None, "a dry run has them all"
+            changes = commit_changes(store, dot.dot, made.commit)
+        return MergeSummary(
+            "merged", branch, row.ours, row.theirs, made.commit, changes=tuple(changes)
+        )
     if not dry_run:
         with switching.ready(store, dot.dot, progress):
             refuse_open_conflicts(store, dot.dot, branch)

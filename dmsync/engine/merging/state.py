@@ -1,14 +1,13 @@
 """The merge that is under way in a branch's tree, and what other commands ask about it."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from dmsync.core.encoding import decode, encode
 from dmsync.core.events import CONFLICT_DETAIL_BYTES_MAX
 from dmsync.core.ids import DotId
 from dmsync.core.objects import Commit, commit_from_bytes
+from dmsync.core.values import plain_value_type
 from dmsync.engine.store import Store
 from dmsync.errors import Corruption, MergeConflict, NotFound
 from dmsync.storage.catalog_rows import ConflictRow, MergeRow
@@ -22,7 +21,7 @@ _ROWS_BYTES_MAX: Final = CONFLICT_DETAIL_BYTES_MAX // 2
 _PATHS_SHOWN: Final = 3
 
 
-@dataclass(frozen=True)
+@plain_value_type
 class ConflictInfo:
     """A conflict of the merge under way. `resolved` says how it was decided, None while open; the
     other fields as in trees.FoundConflict."""
@@ -41,6 +40,8 @@ class ConflictInfo:
 def encode_detail(conflict: "FoundConflict | ConflictInfo") -> bytes:
     """What the log keeps of a conflict besides path and reason. Rows that are too many to keep are
     left out: the conflict is then decided for the file as a whole."""
+    import json  # which a commit without conflicts needs not
+
     rows = tuple(json.dumps(row.to_json(), separators=(",", ":")) for row in conflict.rows)
     scope = conflict.scope
     if sum(map(len, rows)) > _ROWS_BYTES_MAX:
@@ -60,6 +61,8 @@ def encode_detail(conflict: "FoundConflict | ConflictInfo") -> bytes:
 
 def decode_conflict(row: ConflictRow) -> ConflictInfo:
     """Raises Corruption for a detail this dmsync cannot read."""
+    import json
+
     from dmsync.engine.databases.sqlite_merge import RowConflict
     from dmsync.engine.merging.trees import Copy
 

@@ -13,9 +13,9 @@ from typing import Final
 DIRECT_BYTES_MIN: Final = 1024 * 1024
 """Smaller files are left to the page cache, which writes several of them at once."""
 _BUFFER_BYTES: Final = 1024 * 1024
-_ALIGNMENT: Final = 4096
+ALIGNMENT: Final = 4096
 """Of addresses, offsets and lengths: no disk asks for more."""
-_REFUSALS: Final = (errno.EINVAL, errno.ENOTSUP)
+REFUSALS: Final = (errno.EINVAL, errno.ENOTSUP)
 """What filesystems say that only write through the page cache."""
 
 
@@ -48,19 +48,31 @@ class DirectWriter:
                 self._flush()
 
     def write_zeros(self, length: int) -> None:
-        """Append zeros: allocated, but not written. Raises OSError."""
-        head = min(length, -self._held % _ALIGNMENT)
+        """Append zeros: allocated, but not written where that can be done. Raises OSError."""
+        head = min(length, -self._held % ALIGNMENT)
         self.write(bytes(head))
-        allocated = (length - head) // _ALIGNMENT * _ALIGNMENT
+        allocated = (length - head) // ALIGNMENT * ALIGNMENT
         if allocated:
             self._flush()
-            os.posix_fallocate(self._fd, self._offset, allocated)
-            self._offset += allocated
+            self._allocate(allocated)
         self.write(bytes(length - head - allocated))
+
+    def _allocate(self, length: int) -> None:
+        try:
+            os.posix_fallocate(self._fd, self._offset, length)
+        except OSError as exc:
+            if exc.errno not in REFUSALS:
+                raise
+            # Where a filesystem cannot, the C library writes a byte into each block: none of that
+            # goes past the page cache, and the first is refused.
+            for start in range(0, length, _BUFFER_BYTES):
+                self.write(bytes(min(_BUFFER_BYTES, length - start)))
+        else:
+            self._offset += length
 
     def finish(self) -> None:
         """Write what is left. Raises OSError."""
-        whole = self._held - self._held % _ALIGNMENT
+        whole = self._held - self._held % ALIGNMENT
         left = bytes(self._buffer[whole : self._held])
         self._held = whole
         self._flush()
@@ -76,7 +88,7 @@ class DirectWriter:
             try:
                 done += os.pwrite(self._fd, self._buffer[done : self._held], self._offset + done)
             except OSError as exc:
-                if exc.errno not in _REFUSALS or not self._is_direct:
+                if exc.errno not in REFUSALS or not self._is_direct:
                     raise
                 self._set_direct(False)
         self._offset += self._held
@@ -87,7 +99,7 @@ class DirectWriter:
         try:
             fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | (os.O_DIRECT if is_direct else 0))
         except OSError as exc:
-            if not is_direct or exc.errno not in _REFUSALS:
+            if not is_direct or exc.errno not in REFUSALS:
                 raise
             is_direct = False
         self._is_direct = is_direct

@@ -87,8 +87,7 @@ def write_files(
             elif content is None:
                 raise AssertionError("every chunk that was planned is read")
             else:
-                if len(content) != span.length:
-                    raise BadObject("a chunk is not as long as its span")
+                check_length(span, content)
                 job.write(offset, span, content)
             planned.popleft()
             if span.chunk != ZERO_RUN:
@@ -156,19 +155,31 @@ class NewFile:
     """A file that gets a new inode: under its own name in a directory that is ours, elsewhere under
     a temporary one that then takes the place of what is there."""
 
-    __slots__ = ("_direct", "_directory", "_entry", "_fd", "_made_as", "_maker")
+    __slots__ = ("_direct", "_directory", "_fd", "_made_as", "_maker", "entry", "is_new", "size")
 
     def __init__(self, maker: FileMaker, directory: LiveDirectory, entry: Entry) -> None:
         self._maker = maker
         self._directory = directory
-        self._entry = entry
+        self.entry = entry
         self._fd = -1
         self._made_as = b""
         self._direct: DirectWriter | None = None
+        self.is_new = True
+        self.size = entry.size
+
+    def begin(self) -> int:
+        """Make the file, for parts of it to be written in any order on the descriptor returned,
+        which is open until `finish` or `abandon`."""
+        self._make()
+        return self._fd
+
+    def wrote(self, count: int) -> None:
+        """So many bytes were written on that descriptor."""
+        self._maker.wrote(count, is_direct=True)
 
     def spans(self) -> Iterator[tuple[int, Span]]:
         """Runs of zeros are holes when recorded so, else allocated space."""
-        entry = self._entry
+        entry = self.entry
         if entry.layout is Layout.SINGLE:
             yield 0, Span(entry.size, ObjectId(entry.content))
             return
@@ -195,7 +206,12 @@ class NewFile:
         self._maker.wrote(span.length, is_direct=self._direct is not None)
 
     def _open(self) -> None:
-        entry, directory = self._entry, self._directory
+        self._make()
+        if not self.entry.sparse and self.entry.size >= DIRECT_BYTES_MIN:
+            self._direct = self._maker.direct_writer(self._fd)
+
+    def _make(self) -> None:
+        entry, directory = self.entry, self._directory
         mode = self._maker.metadata.creation_mode(entry)
         if directory.is_own:
             try:
@@ -209,15 +225,13 @@ class NewFile:
             self._made_as = temporary
         if entry.sparse:
             os.ftruncate(self._fd, entry.size)
-        elif entry.size >= DIRECT_BYTES_MIN:
-            self._direct = self._maker.direct_writer(self._fd)
 
     def finish(self) -> None:
         if self._fd < 0:
             self._open()
         if self._direct is not None:
             self._direct.finish()
-        entry, directory, maker = self._entry, self._directory, self._maker
+        entry, directory, maker = self.entry, self._directory, self._maker
         made = maker.metadata.apply_to_new_file(directory, entry, self._fd)
         fd, self._fd = self._fd, -1
         os.close(fd)
@@ -250,23 +264,34 @@ class ChangedFile:
         finish: Callable[[], None],
     ) -> None:
         self._maker = maker
-        self._entry = entry
+        self.entry = entry
         self._fd = fd
         self._size = size
         self._known = known if known is not None and known.size == size else None
         self._finish = finish
         self._written = 0
+        self.is_new = False
+        self.size = entry.size
+
+    def begin(self) -> int:
+        """The descriptor to write parts of it on, in any order."""
+        return self._fd
+
+    def wrote(self, count: int) -> None:
+        """So many bytes were written on that descriptor."""
+        self._written += count
+        self._maker.wrote(count)
 
     def spans(self) -> Iterator[tuple[int, Span]]:
-        if self._size != self._entry.size:
-            os.ftruncate(self._fd, self._entry.size)
+        if self._size != self.entry.size:
+            os.ftruncate(self._fd, self.entry.size)
         if self._known is not None:
-            for offset, span in differing_spans(self._maker.reader, self._known, self._entry):
+            for offset, span in differing_spans(self._maker.reader, self._known, self.entry):
                 if span.chunk != ZERO_RUN or not range_holds(self._fd, offset, span):
                     yield offset, span
             return
         offset = 0
-        for span in file_spans(self._maker.reader, self._entry):
+        for span in file_spans(self._maker.reader, self.entry):
             if not range_holds(self._fd, offset, span):
                 yield offset, span
             offset += span.length
@@ -276,10 +301,9 @@ class ChangedFile:
             count = write_where_different(self._fd, content, offset)
         else:
             count = span.length
-            if not (self._entry.sparse and punch_hole(self._fd, offset, span.length)):
+            if not (self.entry.sparse and punch_hole(self._fd, offset, span.length)):
                 write_zeros(self._fd, offset, span.length)
-        self._written += count
-        self._maker.wrote(count)
+        self.wrote(count)
 
     def finish(self) -> None:
         fd, self._fd = self._fd, -1
@@ -290,6 +314,12 @@ class ChangedFile:
     def abandon(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+
+
+def check_length(span: Span, content: bytes) -> None:
+    """Raises BadObject."""
+    if len(content) != span.length:
+        raise BadObject("a chunk is not as long as its span")
 
 
 # --- calls ---------------------------------------------------------------------------------------

@@ -53,7 +53,6 @@ class LiveDirectory:
     """Set when its own metadata is to be applied."""
     is_leaf: bool = False
     """Nothing below it is still to be restored."""
-    close_when_done: bool = False
 
     def keep_applied_xattrs(self, name: bytes) -> None:
         """A name that stays keeps the cache's remark on its attributes."""

@@ -101,9 +101,9 @@ def _print(invocation: Invocation, summary: "CommitSummary") -> None:
     if summary.commit is not None:
         invocation.result(summary.commit.hex())
     else:
-        for change in summary.changes:
+        for change in summary.changes or ():
             invocation.result(change_line(change))
-        count = output.counted(len(summary.changes), "change")
+        count = output.counted(summary.changes_count, "change")
         invocation.talk(f"would commit {count}; nothing was done (dry run)")
     for what, paths in (
         ("changed while it was read", summary.unstable_paths),
@@ -116,7 +116,7 @@ def _print(invocation: Invocation, summary: "CommitSummary") -> None:
     driver, consistency, _ = summary.capture
     if invocation.verbose:
         invocation.talk(
-            f"{len(summary.changes)} changes, "
+            f"{summary.changes_count} changes, "
             f"{output.human_size(summary.bytes_scanned)} looked at, "
             f"{output.human_size(summary.bytes_stored)} stored, {summary.elapsed_s:.2f} s, "
             f"captured by {driver} ({consistency})"
@@ -130,7 +130,7 @@ def _json_fields(summary: "CommitSummary", *, dry_run: bool) -> dict[str, object
         "parents": [parent.hex() for parent in summary.parents],
         "branch": summary.branch,
         "dry_run": dry_run,
-        "files_changed": len(summary.changes),
+        "files_changed": summary.changes_count,
         "files_scanned": summary.files_scanned,
         "bytes_scanned": summary.bytes_scanned,
         "bytes_stored": summary.bytes_stored,

@@ -4,7 +4,6 @@ Names, messages and metadata come from peers and from volumes: nothing here lets
 character, a bidirectional mark or an undecodable byte reach a terminal raw.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TextIO
@@ -158,6 +157,8 @@ def table(rows: Iterable[Sequence[str]]) -> Iterable[str]:
 
 def json_text(value: object, *, indent: int | None = None) -> str:
     """ASCII JSON: any control character is escaped, whatever the terminal's encoding."""
+    import json  # text needs none of it
+
     return json.dumps(value, default=_json_default, indent=indent)
 
 

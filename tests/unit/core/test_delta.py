@@ -1,10 +1,11 @@
 """Frames: round trips, and refusing everything that is not the one expected frame."""
 
 import random
+from contextlib import suppress
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dmsync.core.delta import (
@@ -12,14 +13,15 @@ from dmsync.core.delta import (
     compress,
     compress_all,
     compress_with_prefix,
+    decode_pages,
     decompress,
-    overlay_pages,
     replace_pages,
     select_pages,
 )
 from dmsync.errors import BadObject
 
 RANDOM = random.Random(3).randbytes(128 * 1024)
+RAW_CONTENT = zstandard.DICT_TYPE_RAWCONTENT
 
 
 @given(st.binary(max_size=5000), st.binary(max_size=3000))
@@ -153,16 +155,47 @@ def test_a_checksum_is_still_checked_with_a_prefix() -> None:
         decompress(frame[:-1] + bytes((frame[-1] ^ 1,)), 2000, RANDOM)
 
 
-@given(st.integers(1, (1 << 32) - 1), st.integers(0, 131_072))
-def test_pages_laid_over_in_place_are_what_replacing_them_gives(changed: int, size: int) -> None:
-    pages = [page for page in range(32) if changed >> page & 1]
+@given(
+    st.integers(1, (1 << 32) - 1),
+    st.integers(1, 131_072),
+    st.sampled_from([-5, 3, 6]),
+    st.booleans(),
+)
+def test_pages_decoded_are_what_replaced_them(
+    changed: int, size: int, level: int, checksum: bool
+) -> None:
+    pages = [page for page in range(32) if changed >> page & 1 and page * 4096 < size]
+    assume(pages)
     old, new = RANDOM[:size], RANDOM[::-1][:size]
-    content = bytearray(old)
-    replaced = select_pages(old, pages)
-    frame = compress_with_prefix(select_pages(new, pages), replaced)
-    if pages[-1] * 4096 >= size:
-        with pytest.raises(BadObject):
-            overlay_pages(content, changed, frame)
+    replaced, replacement = select_pages(old, pages), select_pages(new, pages)
+    if checksum and len(replaced) >= 8:
+        dictionary = zstandard.ZstdCompressionDict(replaced, dict_type=RAW_CONTENT)
+        compressor = zstandard.ZstdCompressor(level, dict_data=dictionary, write_checksum=True)
+        frame = compressor.compress(replacement)
     else:
-        overlay_pages(content, changed, frame)
-        assert content == replace_pages(old, pages, select_pages(new, pages))
+        frame = compress_with_prefix(replacement, replaced, level)
+    parts = [old[page * 4096 : page * 4096 + 4096] for page in pages]
+    decoded = decode_pages(frame, parts)
+    assert b"".join(decoded) == replacement
+    assert [len(page) for page in decoded] == [len(part) for part in parts]
+
+
+def test_pages_are_not_decoded_from_what_is_no_frame_of_them() -> None:
+    old, new = RANDOM[:8192], RANDOM[8192:16384]
+    frame = compress_with_prefix(new, old)
+    parts = [old[:4096], old[4096:]]
+    for wrong in (
+        b"",
+        b"\x28\xb5\x2f\xfd\x60",
+        frame[:-1],
+        frame + b"more",
+        compress_with_prefix(new[:-1], old),
+        bytes(100),
+    ):
+        with pytest.raises(BadObject):
+            decode_pages(wrong, parts)
+    for at in range(5, 9):
+        flipped = bytearray(frame)
+        flipped[at] ^= 1
+        with suppress(BadObject):
+            assert len(b"".join(decode_pages(bytes(flipped), parts))) == 8192

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from dmsync.core.records import (
     Record,
     decode_record,
     encode_record,
-    iterate_records,
+    encode_varint,
     pages_bitmap,
     parse_header,
     parse_record,
@@ -51,10 +52,12 @@ def valid_records(draw: st.DrawFn) -> Record:
 @given(st.lists(valid_records(), min_size=1, max_size=4))
 def test_joined_records_round_trip(records: list[Record]) -> None:
     joined = b"".join(map(encode_record, records))
-    found = list(iterate_records(joined))
-    assert [record for record, _, _ in found] == records
-    assert b"".join(joined[start:end] for _, start, end in found) == joined
-    assert list(iterate_records(memoryview(joined))) == found
+    for buffer in (joined, memoryview(joined)):
+        end = 0
+        for record in records:
+            found, end = parse_record(buffer, end)
+            assert found == record
+        assert end == len(joined)
 
 
 @given(valid_records())
@@ -195,3 +198,45 @@ def test_golden_vector(path: Path) -> None:
 def test_there_is_a_golden_vector_for_every_encoding() -> None:
     vectors = [json.loads(path.read_text()) for path in VECTORS.glob("*.json")]
     assert {v["encoding"] for v in vectors if v["expect"] == "object"} == {e.name for e in Encoding}
+
+
+def outcome_of(parse: Callable[[bytes, int], object], buffer: bytes) -> object:
+    try:
+        return parse(buffer, 3)
+    except BadObject as exc:
+        return exc.message
+
+
+def parsed_by_header(buffer: bytes, offset: int) -> tuple[Record, int]:
+    header, start, payload_bytes = parse_header(buffer, offset)
+    if start + payload_bytes > len(buffer):
+        raise BadObject("record is cut short")
+    payload = buffer[start : start + payload_bytes]
+    fields = (header.kind, header.encoding, header.raw_bytes, payload)
+    return Record(*fields, header.bases, header.changed), start + payload_bytes
+
+
+@given(
+    st.one_of(st.integers(0, 300), st.sampled_from([0x3FFF, 0x4000, 0x20040, 0x20041])),
+    keys,
+    st.integers(0, (1 << 36) - 1),
+    st.integers(0, 400),
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 255)), max_size=2),
+)
+def test_patches_of_aligned_chunks_are_parsed_as_others(
+    payload_bytes: int, key: bytes, changed: int, there: int, damage: list[tuple[int, int]]
+) -> None:
+    start = b"\x30" + encode_varint(128 * 1024) + encode_varint(payload_bytes)
+    record = bytearray(b"...") + start + key + encode_varint(changed) + bytes(there)
+    for at, byte in damage:
+        if at + 3 < len(record):
+            record[at + 3] = byte
+    for length in {len(record), len(record) - there, len(record) // 2}:
+        buffer = bytes(record[:length])
+        assert outcome_of(parse_record, buffer) == outcome_of(parsed_by_header, buffer)
+
+
+def test_a_bitmap_that_does_not_end_is_refused() -> None:
+    for end in (b"", b"\x01", b"\x80" * 100_000):
+        with pytest.raises(BadObject):
+            parse_record(b"\x30\x80\x80\x08\x05" + KEY + b"\x80" * 5 + end)

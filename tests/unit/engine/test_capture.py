@@ -80,7 +80,7 @@ def test_second_capture_reads_nothing_and_gives_the_same_root(tree: LiveTree) ->
     first = tree.capture()
     second = tree.capture()
     assert second.root == first.root
-    assert (second.statistics.bytes_hashed, second.statistics.files_changed) == (0, 0)
+    assert second.statistics.bytes_hashed == 0
 
 
 def test_one_changed_chunk_of_a_large_file_is_the_only_one_offered(tree: LiveTree) -> None:
@@ -173,7 +173,8 @@ def test_hardlink_group_is_named_by_its_first_path(tree: LiveTree) -> None:
     tree.capture()
     assert entry_of(tree, b"b/f").hardlink == SUBDOT + b"/b/f"
     assert entry_of(tree, b"c").hardlink == SUBDOT + b"/b/f"
-    assert tree.capture().statistics.files_changed == 0
+    root = tree.root
+    assert tree.capture().root == root
 
 
 def test_group_is_renamed_when_only_a_directory_above_it_moved(tree: LiveTree) -> None:

@@ -4,9 +4,11 @@ file or pack left behind when something fails on the way."""
 import errno
 import os
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +16,14 @@ from dmsync.core.ids import Kind
 from dmsync.core.objects import Entry, Layout
 from dmsync.core.pages import ZERO_RUN, file_spans, find_path, walk_tree
 from dmsync.core.records import Encoding, Record
-from dmsync.engine import file_blocks, file_content, ordered_jobs
+from dmsync.engine import block_content, file_blocks, file_content, ordered_jobs
 from dmsync.engine.capture import CaptureStatistics
 from dmsync.engine.file_blocks import READ_BYTES, FileMoved
+from dmsync.engine.worker_processes import WorkerProcesses
 from dmsync.errors import StorageFull
+from dmsync.storage.chunk_forms import NewChunk, PreparedChunk
 from dmsync.storage.object_store import ObjectStore
-from dmsync.storage.pack_writer import NewChunk, PackWriter, PreparedChunk
+from dmsync.storage.pack_writer import PackWriter
 from dmsync.storage.packs import HEADER_BYTES, iterate_file_records, read_footer
 from tests.support.live_tree import SUBDOT, LiveTree, make_object_store
 
@@ -121,6 +125,44 @@ def test_ids_and_packs_do_not_depend_on_the_threads(
         assert states[first] == states[first + 1] == states[first + 2]
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_packs_do_not_depend_on_forked_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    path = tmp_path / "tree"
+    path.mkdir()
+    fill(path, random.Random(1))
+    stored = []
+    forked: list[WorkerProcesses[Any, Any]] = []
+    made = WorkerProcesses.__init__
+
+    def make(processes: WorkerProcesses[Any, Any], *arguments: Any) -> None:
+        made(processes, *arguments)
+        forked.append(processes)
+        if lost:
+            os.kill(processes._workers[0].process, signal.SIGKILL)
+
+    monkeypatch.setattr(WorkerProcesses, "__init__", make)
+    monkeypatch.setattr(file_content, "may_fork", lambda: True)  # what runs tests has threads
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    trees = []
+    for home in ("forking", "not"):
+        (tmp_path / home).mkdir()
+        trees.append(LiveTree(path, make_object_store(tmp_path / home)))
+        trees[-1].capture()
+    change(path, random.Random(2))
+    for tree, fewest_bytes in zip(trees, (READ_BYTES + 1, 1 << 40), strict=True):
+        monkeypatch.setattr(file_content, "_FORKED_BYTES_MIN", fewest_bytes)
+        result = tree.capture()
+        stored.append((result.root, packs(tree.store)))
+        assert list(tree.store.check(full=True)) == []
+        tree.store.close()
+    assert stored[0] == stored[1]
+    assert len(forked) == 1
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveTree:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
@@ -153,7 +195,7 @@ def test_a_block_that_cannot_be_read_makes_its_file_unreadable_and_no_other(
     (tree.path / "large").write_bytes(random.Random(3).randbytes(5 * READ_BYTES))
     (tree.path / "small").write_bytes(b"fine")
     error = OSError(errno.EIO, "Input/output error")
-    monkeypatch.setattr(file_content, "read_into", failing_at(2 * READ_BYTES, error, [99]))
+    monkeypatch.setattr(block_content, "read_into", failing_at(2 * READ_BYTES, error, [99]))
     result = tree.capture()
     assert result.unreadable_paths == [SUBDOT + b"/large"]
     assert entry_of(tree, b"large") is None
@@ -168,7 +210,7 @@ def test_a_file_that_shrinks_while_blocks_are_read_is_read_up_to_three_times(
     data = random.Random(4).randbytes(4 * READ_BYTES)
     (tree.path / "large").write_bytes(data)
     read = failing_at(READ_BYTES, FileMoved(), [failures])
-    monkeypatch.setattr(file_content, "read_into", read)
+    monkeypatch.setattr(block_content, "read_into", read)
     result = tree.capture()
     entry = entry_of(tree, b"large")
     if failures < 3:
@@ -210,7 +252,7 @@ def test_an_error_while_preparing_is_raised_and_ends_all_threads(
 ) -> None:
     fill(tree.path, random.Random(6))
 
-    def prepare(writer: PackWriter, chunks: list[NewChunk], *, similar: bool) -> None:
+    def prepare(writer: PackWriter, runs: list[list[NewChunk]], *, similar: bool) -> None:
         raise StorageFull("reading a base: no space left")
 
     monkeypatch.setattr(PackWriter, "prepare", prepare)

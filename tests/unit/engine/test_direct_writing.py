@@ -3,6 +3,9 @@
 import errno
 import os
 import random
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -119,3 +122,27 @@ def test_a_memory_filesystem(tmp_path: Path) -> None:
         assert path.read_bytes() == whole([b"x" * (MIB + 3), 2 * MIB, b"y"])
     finally:
         path.unlink()
+
+
+@pytest.fixture
+def ext2(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem that writes directly and allocates nothing ahead."""
+    program = shutil.which("mkfs.ext2", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if program is None or os.geteuid() != 0:
+        pytest.skip("an ext2 image takes mkfs.ext2 and root")
+    image, directory = tmp_path / "image", tmp_path / "ext2"
+    directory.mkdir()
+    image.touch()
+    os.truncate(image, 32 * MIB)
+    subprocess.run([program, "-q", image], check=True)
+    if subprocess.run(["mount", "-t", "ext2", "-o", "loop", image, directory]).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield directory
+    subprocess.run(["umount", directory], check=True)
+
+
+def test_a_filesystem_that_allocates_nothing_gets_zeros_written(ext2: Path) -> None:
+    parts: list[Part] = [b"x" * (MIB + 3), 3 * MIB, b"y", 4096, 2 * MIB + 5]
+    write(ext2 / "file", parts)
+    assert (ext2 / "file").read_bytes() == whole(parts)
+    assert os.stat(ext2 / "file").st_blocks * 512 >= len(whole(parts)), "no holes"

@@ -9,11 +9,11 @@ import pytest
 
 from dmsync.core.delta import compress, compress_with_prefix, select_pages
 from dmsync.core.ids import Kind, ObjectId, object_id, short_key
-from dmsync.core.records import STEPS_MAX, BaseSlice, Encoding, Record
+from dmsync.core.records import STEPS_MAX, BaseSlice, Encoding, Record, parse_record
 from dmsync.errors import Corruption, DmError, ObjectMissing
-from dmsync.storage import chain_reading
+from dmsync.storage import chain_reading, shared_pages
+from dmsync.storage.chunk_forms import NewChunk
 from dmsync.storage.object_store import ObjectStore
-from dmsync.storage.pack_writer import NewChunk
 from tests.unit.storage.test_object_store import (
     CHUNK,
     DOT,
@@ -77,7 +77,17 @@ def written(store: ObjectStore, commits: int, chunks: int, size: int) -> list[Ob
     return everything
 
 
-@pytest.mark.parametrize("limits", ["usual", "small windows", "few stored bytes"])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        "usual",
+        "small windows",
+        "few stored bytes",
+        "windows that grow",
+        "pages held compressed",
+        "no pages held",
+    ],
+)
 def test_many_at_once_are_what_one_at_a_time_is(store, monkeypatch, limits) -> None:
     ids = written(store, 8, 30, 32 * 1024)
     encodings = {store.stored_record(Kind.CHUNK, oid).encoding for oid in ids}
@@ -89,11 +99,46 @@ def test_many_at_once_are_what_one_at_a_time_is(store, monkeypatch, limits) -> N
         monkeypatch.setattr(chain_reading, "WINDOW_BYTES", 1)
     elif limits == "few stored bytes":
         monkeypatch.setattr(chain_reading, "CHAIN_BYTES_MAX", 1000)
+    elif limits == "windows that grow":
+        monkeypatch.setattr(chain_reading, "WINDOW_OBJECTS", 4)
+        monkeypatch.setattr(chain_reading, "_JOINED_OBJECTS", (1, 9))
+        monkeypatch.setattr(chain_reading, "JOINED_RECORDS_MAX", 300)
+    elif limits == "pages held compressed":
+        monkeypatch.setattr(shared_pages, "HELD_PLAIN_BYTES_MAX", 0)
+    elif limits == "no pages held":
+        monkeypatch.setattr(shared_pages, "HELD_BYTES_MAX", 0)
     store = reopened(store)
     expected = list(one_by_one(store, Kind.CHUNK, asked))
     store = reopened(store)
     assert list(many(store, Kind.CHUNK, asked)) == expected
     assert sum(isinstance(one, tuple) for one in expected) == 2
+    store.close()
+
+
+@pytest.mark.parametrize("window", [4, 64])
+def test_the_quick_way_decides_all_of_a_sound_store(store, monkeypatch, window) -> None:
+    ids = written(store, 8, 30, 32 * 1024)
+    logs = [oid for oid in ids if store.stored_record(Kind.CHUNK, oid).encoding is Encoding.SIMILAR]
+    assert logs
+    with store.writer() as writer:
+        for log in logs:  # chains that begin with similar pages, some of these with such again
+            content = store.read_chunk(log)
+            for seed in range(3):
+                content = edited(content, seed, 1)
+                log = writer.put(Kind.CHUNK, content, base=log)
+                ids.append(log)
+        writer.seal()
+    random.Random(window).shuffle(ids)
+    expected = list(one_by_one(store, Kind.CHUNK, ids))
+    store = reopened(store)
+
+    def undecided(*_: object) -> None:
+        raise AssertionError("the exact way was asked")
+
+    monkeypatch.setattr(store._reader, "find", undecided)
+    monkeypatch.setattr(chain_reading, "WINDOW_OBJECTS", window)
+    monkeypatch.setattr(chain_reading, "_JOINED_OBJECTS", (1, window))
+    assert list(many(store, Kind.CHUNK, ids)) == expected
     store.close()
 
 
@@ -235,13 +280,13 @@ def test_long_runs_of_patches_are_skipped_by_later_chunks(store) -> None:
     for state in states:
         with store.writer() as writer:
             chunk = NewChunk(object_id(Kind.CHUNK, state), state, ids[-1] if ids else None)
-            writer.put_prepared(writer.prepare([chunk], similar=False))
+            writer.put_prepared(writer.prepare([[chunk]], similar=False))
             writer.seal()
         ids.append(chunk.id)
     store = reopened(store)
     decoded = list(store._reader.find_many(Kind.CHUNK, ids))
     assert [one.data for one in decoded] == states
-    assert max(one.steps for one in decoded) <= 25
+    assert max(one.steps for one in decoded) <= 12
     stored = [store.stored_record(Kind.CHUNK, oid) for oid in ids]
     assert [record.encoding for record in stored[1:]].count(Encoding.PATCH) > 95
     assert list(store.check(full=True)) == []
@@ -256,8 +301,8 @@ def test_an_earlier_state_that_is_damaged_is_no_base(store, monkeypatch) -> None
     assert found.earlier is not None and found.earlier.data == states[0]
     forged = found._replace(earlier=found.earlier._replace(data=rows(9)))
     with store.writer() as writer:
-        monkeypatch.setattr(writer, "_replaced", lambda _: iter([forged]))
+        monkeypatch.setattr(writer._sealed, "find_many", lambda *_, **__: iter([forged]))
         chunk = NewChunk(object_id(Kind.CHUNK, states[11]), states[11], ids[-1])
-        (form,) = writer.prepare([chunk], similar=False)
-    assert form.record.bases == (BaseSlice(short_key(ids[-1])),)
+        (form,) = writer.prepare([[chunk]], similar=False)
+    assert parse_record(form.encoded)[0].bases == (BaseSlice(short_key(ids[-1])),)
     store.close()

@@ -26,9 +26,9 @@ from dmsync.errors import (
     ObjectMissing,
     StorageFull,
 )
-from dmsync.storage import object_reading, packs
+from dmsync.storage import object_reading
+from dmsync.storage.chunk_forms import NewChunk
 from dmsync.storage.object_store import ObjectStore
-from dmsync.storage.pack_writer import NewChunk
 from dmsync.storage.packs import PackBuilder
 
 CHUNK = 128 * 1024
@@ -129,8 +129,8 @@ def test_an_object_is_stored_once(store) -> None:
     with store.writer() as writer:
         first = writer.put(Kind.CHUNK, rows(1))
         assert writer.put(Kind.CHUNK, rows(1)) == first
-        assert len(writer.seal()) == 1
-        assert writer.records_written == 1
+        (pack,) = writer.seal()
+        assert pack.records == 1
     with store.writer() as writer:
         assert writer.put(Kind.CHUNK, rows(1)) == first
         assert writer.seal() == ()
@@ -189,11 +189,11 @@ def test_a_changed_chunk_is_a_small_patch_and_a_chain_reads_back(store) -> None:
 
 
 def test_chains_are_renewed_before_they_cost_more_than_they_save(store, monkeypatch) -> None:
-    monkeypatch.setattr("dmsync.storage.pack_writer.RENEWAL_STEPS", (10, 11))
+    monkeypatch.setattr("dmsync.storage.chunk_forms.RENEWAL_STEPS", (10, 11))
     ids = put_chain(store, versions(25, 32 * 1024))
     encodings = [store.stored_record(Kind.CHUNK, oid).encoding for oid in ids]
     assert encodings.count(Encoding.ZSTD) == 3
-    monkeypatch.setattr("dmsync.storage.pack_writer.PATCHES_PER_FULL", 0.005)
+    monkeypatch.setattr("dmsync.storage.chunk_forms.PATCHES_PER_FULL", 0.005)
     more = put_chain(store, versions(25, 48 * 1024))
     encodings = [store.stored_record(Kind.CHUNK, oid).encoding for oid in more]
     assert encodings.count(Encoding.ZSTD) > 3
@@ -526,7 +526,7 @@ def test_a_stop_at_any_step_of_sealing_leaves_a_sound_store(store, monkeypatch, 
         raise Stopped
 
     target = {
-        "write": (packs, "write_all"),
+        "write": (os, "pwrite"),
         "fsync": (os, "fsync"),
         "rename": (os, "rename"),
         "listdir after rename": (store.sealed.index, "add"),
@@ -604,13 +604,13 @@ def test_a_full_filesystem_is_told_and_the_dot_goes_on(tmp_path) -> None:
 
 
 def test_the_cache_and_open_files_are_bounded(store, monkeypatch) -> None:
-    monkeypatch.setattr("dmsync.storage.object_store.OPEN_PACKS_MAX", 4)
+    monkeypatch.setattr("dmsync.storage.pack_files.OPEN_PACKS_MAX", 4)
     ids = put_chain(store, [rows(seed) for seed in range(12)])
     cache = object_reading.DecodedCache(3 * CHUNK)
     store._reader._cache = cache
     for oid in ids:
         store.read_chunk(oid)
-    assert len(store.sealed._open) <= 4
+    assert len(store.sealed._files._open) <= 4
     assert len(cache._held) == 3
     assert cache._bytes <= 3 * CHUNK
 
@@ -664,7 +664,7 @@ def test_prepared_chunks_are_stored_as_if_they_were_put(tmp_path) -> None:
                         NewChunk(object_id(Kind.CHUNK, data), memoryview(buffer), base)
                         for data, buffer, base in zip(new, buffers, bases, strict=True)
                     ]
-                    prepared = writer.prepare(chunks, similar=True)
+                    prepared = writer.prepare([chunks], similar=True)
                     for buffer in buffers:
                         buffer[:] = bytes(len(buffer))  # they are the caller's again
                     writer.put_prepared(prepared)
@@ -677,6 +677,35 @@ def test_prepared_chunks_are_stored_as_if_they_were_put(tmp_path) -> None:
     assert stored[0] == stored[1]
 
 
+def test_what_was_written_anew_before_is_not_read_to_see_whether_it_is_again(
+    store, monkeypatch
+) -> None:
+    tables = [rows(seed) for seed in range(16)]
+    logs = [b"".join(table[at : at + 8192] for table in tables) for at in range(0, CHUNK, 8192)]
+    with store.writer() as writer:
+        bases = [writer.put(Kind.CHUNK, table) for table in tables]
+        writer.seal()
+    with store.writer() as writer:
+        for table, base in zip(tables, bases, strict=True):
+            everywhere = bytearray(table)
+            everywhere[100::8192] = bytes(len(everywhere[100::8192]))
+            writer.put(Kind.CHUNK, bytes(everywhere), base=base)
+        log_ids = [writer.put(Kind.CHUNK, log, similar=True) for log in logs]
+        writer.seal()
+    stored = {store.stored_record(Kind.CHUNK, oid).encoding for oid in log_ids}
+    assert stored == {Encoding.SIMILAR}
+    news = [rows(100 + number) for number in range(16)]
+    with store.writer() as writer:
+        monkeypatch.setattr(writer._sealed, "find_many", None)
+        chunks = [
+            NewChunk(object_id(Kind.CHUNK, data), data, base)
+            for data, base in zip(news, log_ids, strict=True)
+        ]
+        writer.put_prepared(writer.prepare([chunks], similar=True))
+        writer.seal()
+    assert [store.read_chunk(chunk.id) for chunk in chunks] == news
+
+
 @pytest.mark.parametrize("is_edited", [True, False])
 def test_what_a_block_written_anew_replaces_is_not_read(store, monkeypatch, is_edited) -> None:
     old = [rows(seed) for seed in range(16)]
@@ -686,13 +715,17 @@ def test_what_a_block_written_anew_replaces_is_not_read(store, monkeypatch, is_e
         writer.seal()
     read: list[ObjectId] = []
     with store.writer() as writer:
-        replaced = writer._replaced
-        monkeypatch.setattr(writer, "_replaced", lambda ids: (read.extend(ids), replaced(ids))[1])
+        find_many = writer._sealed.find_many
+        monkeypatch.setattr(
+            writer._sealed,
+            "find_many",
+            lambda kind, ids, **more: (read.extend(ids), find_many(kind, ids, **more))[1],
+        )
         chunks = [
             NewChunk(object_id(Kind.CHUNK, data), data, base)
             for data, base in zip(new, bases, strict=True)
         ]
-        writer.put_prepared(writer.prepare(chunks, similar=False))
+        writer.put_prepared(writer.prepare([chunks], similar=False))
         writer.seal()
     records = [store.stored_record(Kind.CHUNK, chunk.id) for chunk in chunks]
     assert {record.encoding for record in records} == {

@@ -9,13 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dmsync.core.chunking import FileHasher
 from dmsync.core.delta import compress, compress_with_prefix
 from dmsync.core.ids import Kind, ObjectId, object_id, short_key
-from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind
-from dmsync.core.pages import DIRECTORY, Page, encode_page
+from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind, Layout
+from dmsync.core.pages import DIRECTORY, MANIFEST, Page, Span, encode_page
 from dmsync.core.records import STEPS_MAX, BaseSlice, Encoding, Record, encode_record
+from dmsync.engine.file_content import check_content
 from dmsync.errors import BadObject, Corruption, ObjectMissing
 from dmsync.storage.object_store import ObjectStore
+from dmsync.storage.packs import HEADER_BYTES
 from dmsync.storage.quarantine import Quarantine
 
 Received = list[tuple[Kind, ObjectId, int]]
@@ -203,7 +206,8 @@ def test_a_cut_session_goes_on_where_it_was_synced(sender, store) -> None:
     first.close()
     with Quarantine(store) as second:
         assert second.received_ids == {oid for _, oid, _ in sent[:4]}
-        assert second.inventory_keys() == {short_key(oid) for _, oid, _ in sent[:4]}
+        keys = [short_key(oid) for _, oid, _ in sent]
+        assert second.keys_here(keys, stored=False) == set(keys[:4])
         for _, _, record in sent[4:]:
             second.receive(record)
         assert len(parts(store)) == 1
@@ -395,3 +399,72 @@ def test_promotion_stopped_before_its_rename_is_resumed(sender, store, monkeypat
         again.promote()
     assert list(store.check(full=True)) == []
     assert all(store.has(kind, oid) for kind, oid, _ in sent)
+
+
+# --- more than the page cache is used for ---------------------------------------------------------
+
+
+def large_chunks(count: int) -> list[bytes]:
+    return [random.Random(number).randbytes(400_000 + number) for number in range(count)]
+
+
+def test_a_large_session_is_in_its_part_when_it_was_synced(store) -> None:
+    chunks = large_chunks(40)
+    with Quarantine(store) as quarantine:
+        sent = b""
+        for number, chunk in enumerate(chunks):
+            record = raw(Kind.CHUNK, chunk)
+            drain(quarantine.receive_joined(record))
+            sent += record
+            if number % 9 == 0:
+                quarantine.begin_sync()()
+                assert parts(store)[0].read_bytes()[HEADER_BYTES:] == sent
+        for chunk in chunks:
+            assert quarantine.read(Kind.CHUNK, object_id(Kind.CHUNK, chunk)) == chunk
+        quarantine.promote()
+    assert list(store.check(full=True)) == []
+    ids = [object_id(Kind.CHUNK, chunk) for chunk in chunks]
+    found = store.read_many(Kind.CHUNK, ids)
+    assert list(found) == chunks
+
+
+def test_a_large_session_that_was_cut_goes_on(store) -> None:
+    chunks = large_chunks(30)
+    with Quarantine(store) as quarantine:
+        for chunk in chunks[:17]:
+            quarantine.receive(raw(Kind.CHUNK, chunk))
+    with Quarantine(store) as quarantine:
+        for chunk in chunks:
+            quarantine.receive(raw(Kind.CHUNK, chunk))
+        assert len(quarantine.received_ids) == len(chunks)
+        quarantine.promote()
+    assert list(store.check(full=True)) == []
+    for chunk in chunks:
+        assert store.read_chunk(object_id(Kind.CHUNK, chunk)) == chunk
+
+
+def test_a_chunk_that_the_disk_changed_meanwhile_does_not_pass_for_a_file(store) -> None:
+    """Chunks are not hashed when they are read again; the file that they make is."""
+    chunks = large_chunks(30)
+    hasher, spans = FileHasher(), []
+    with Quarantine(store) as quarantine:
+        for chunk in chunks:
+            quarantine.receive(raw(Kind.CHUNK, chunk))
+            hasher.update(chunk)
+            spans.append(Span(len(chunk), object_id(Kind.CHUNK, chunk)))
+        page = encode_page(Page(MANIFEST, 0, tuple(spans)))
+        tree = quarantine.receive(raw(Kind.PAGE, page))
+        entry = Entry(
+            b"file", EntryKind.FILE, 0o600, size=hasher.size, content=hasher.content(),
+            layout=Layout.CDC, tree=tree,
+        )  # fmt: skip
+        quarantine.sync()
+        for _ in check_content(quarantine, entry):
+            pass
+        with parts(store)[0].open("r+b") as file:
+            file.seek(11_000_000)
+            file.write(b"\x00\x01\x02\x03")
+        with pytest.raises((BadObject, Corruption)):
+            for _ in check_content(quarantine, entry):
+                pass
+        quarantine.discard()

@@ -81,9 +81,9 @@ def test_a_failure_inside_is_counted_and_goes_on(clock) -> None:
         with pytest.raises(KeyError), stage("sync"):
             clock(3)
             raise KeyError
-        with stage("index"):
+        with stage("catalog"):
             clock(4)
-    assert measuring.times() == {"sync": StageTime(3, 1), "index": StageTime(4, 1)}
+    assert measuring.times() == {"sync": StageTime(3, 1), "catalog": StageTime(4, 1)}
 
 
 def test_an_open_stage_adds_to_the_clock_it_began_on(clock) -> None:
@@ -131,7 +131,7 @@ def test_stages_of_tasks_that_take_turns_do_not_nest_in_each_other(clock) -> Non
         events = [asyncio.Event() for _ in range(4)]
         sending = asyncio.create_task(one("send", events[0], events[2]))
         await events[0].wait()
-        receiving = asyncio.create_task(one("receive", events[1], events[3]))
+        receiving = asyncio.create_task(one("place", events[1], events[3]))
         await events[1].wait()
         clock(2)
         events[2].set()  # the first ends first, although it was entered first
@@ -142,7 +142,7 @@ def test_stages_of_tasks_that_take_turns_do_not_nest_in_each_other(clock) -> Non
 
     with measured() as measuring:
         asyncio.run(both())
-    assert measuring.times() == {"send": StageTime(2, 1), "receive": StageTime(5, 1)}
+    assert measuring.times() == {"send": StageTime(2, 1), "place": StageTime(5, 1)}
 
 
 def test_work_in_threads_for_one_stage_never_makes_its_own_time_negative(clock) -> None:

@@ -19,6 +19,7 @@ def test_a_command_s_cost_counts_its_children_and_what_they_wrote(tmp_path: Path
     assert output == "done\n"
     assert cost.wall_s > 0
     assert cost.written_bytes in (0, *range(3_000_000, 6_000_000)), "memory filesystems count none"
+    assert 3_000_000 <= cost.handed_bytes < 3_100_000, "the child's writes, once"
     assert 0 < cost.peak_rss_bytes < 100_000_000, "the peak of this process is not counted"
 
 
@@ -62,6 +63,27 @@ def test_one_page_of_a_synthetic_file_can_differ(synthetic: tuple[Path, int]) ->
         if before[page * PAGE_BYTES :][:PAGE_BYTES] != after[page * PAGE_BYTES :][:PAGE_BYTES]
     ]
     assert differing == [21]
+    os.close(fd)
+
+
+def test_what_forked_processes_read_is_counted(synthetic: tuple[Path, int]) -> None:
+    path, fd = synthetic
+    script = (
+        "import os, sys\n"
+        "from tools.benchmarks.synthetic import SyntheticFile\n"
+        "file = SyntheticFile(sys.argv[1], -1)\n"
+        "file.install()\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "os.pread(fd, 8192, 0)\n"
+        "for count in (1, 2):\n"
+        "    if os.fork() == 0:\n"
+        "        os.pread(fd, count * 16384, 0)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+        "print(file.bytes_served)\n"
+    )
+    _, output = measured([sys.executable, "-c", script, str(path)])
+    assert int(output) == 8192 + 3 * 16384
     os.close(fd)
 
 

@@ -84,6 +84,21 @@ def test_the_page_holds_every_check_sample_and_version(tmp_path: Path) -> None:
     assert "- bup: 1.0" in page
 
 
+def test_the_page_says_whether_its_rows_come_from_one_run(tmp_path: Path) -> None:
+    result = a_result(tmp_path)
+    result.rows["start"] = RowResult("start", "Start")
+    unknown = "Whether all rows come from one run the result does not say."
+    assert unknown in report.page(result, [])
+    for row in result.rows.values():
+        row.run, row.dm = "2001-01-01T10:00:00+0000", "0.1 (aaa)"
+    assert "All rows come from one run." in report.page(result, [])
+    result.rows["start"].run, result.rows["start"].dm = "2001-01-01T12:00:00+0000", "0.1 (bbb)"
+    assert "The rows come from 2 runs of dm 0.1 (aaa), 0.1 (bbb)." in report.page(result, [])
+    result.machine["conditions"] = "a test ran beside"
+    page = report.page(result, [])
+    assert "2 runs of dm 0.1 (aaa), 0.1 (bbb). Conditions: a test ran beside." in page
+
+
 def test_a_row_that_failed_is_told_and_not_left_out(tmp_path: Path) -> None:
     result = a_result(tmp_path)
     result.rows["start"] = RowResult("start", "Start", error="RuntimeError: no dm")
