@@ -2,9 +2,9 @@
 
 Holes are never read, zero runs are never stored, and a chunk that equals the old file's chunk at
 the same place is not offered to the writer at all. Files longer than one block are read, hashed and
-put into their stored form by several threads, block by block; small ones are read at once, and the
-chunks of many of them are put into their stored form together. Results are taken in order, so what
-is stored does not depend on the threads.
+put into their stored form by several threads, or processes where they replace something, block by
+block; small ones are read at once, and the chunks of many of them are put into their stored form
+together. Results are taken in order, so what is stored does not depend on who did it.
 """
 
 import os
@@ -325,8 +325,10 @@ class ContentReader:
         self._bytes_passed += sum(span.length for span in done.spans)
         self._progress.reached(self._bytes_passed, self._files_passed)
         if self._writer is not None and done.prepared:
-            self._writer.put_prepared(done.prepared)
-            for chunk in done.prepared:
+            # What was offered meanwhile is stored as it was there, whoever prepared it here too.
+            new = [chunk for chunk in done.prepared if chunk.id not in self._offered]
+            self._writer.put_prepared(new)
+            for chunk in new:
                 self._note_offered(chunk.id)
         return done.spans
 

@@ -10,24 +10,20 @@ A worker is a fork that shares the cache's memory and hands its findings back in
 cannot do (an error, another filesystem), or did not (it was killed), the calling process does
 again itself: errors are met and typed there.
 
-Other threads of the calling process may hold locks at the moment of the fork that nobody releases
-in the worker. It therefore uses nothing that takes any but the C library's own, which a fork
-handles: system calls, msgpack and zstd with contexts of its own; it imports, prints, logs and
-collects nothing. A process with threads that are not Python's, of which less is known, does not
-fork. A worker that were to hang all the same is ended and its range walked here.
+What the work keeps to is said in engine.forking; it opens no database either. A process with
+threads that are not Python's, of which less is known, does not fork. A worker that were to hang all
+the same is ended and its range walked here.
 """
 
 import gc
 import os
 import select
-import signal
-import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from dmsync.engine.safe_files import die_with_parent
+from dmsync.engine.forking import end, fork, knows_its_threads
 from dmsync.storage.stat_cache import Block, StatCache
 
 PROCESSES_MAX: Final = 8
@@ -71,7 +67,7 @@ def planned_ranges(
     saw for the walk; None when it cannot.
     """
     wanted = min(processes_max or PROCESSES_MAX, len(os.sched_getaffinity(0)))
-    if wanted < 2 or not _knows_its_threads():
+    if wanted < 2 or not knows_its_threads():
         return []
     ranges = [Range()]
     for block in _cuts(cache, wanted):
@@ -84,13 +80,6 @@ def planned_ranges(
         last.seeds = [_before(seed, last.stops.get(seed.below)) for seed in last.seeds]
         ranges.append(Range(block.place, None, [_from(*shared) for shared in stops]))
     return ranges if len(ranges) > 1 else []
-
-
-def _knows_its_threads() -> bool:
-    try:
-        return len(os.listdir("/proc/self/task")) <= threading.active_count()
-    except OSError:
-        return False
 
 
 def _cuts(cache: StatCache, wanted: int) -> list[Block]:
@@ -149,10 +138,23 @@ class Worker:
 
     def __init__(self, work: Callable[[], bytes]) -> None:
         self._reader, writer = os.pipe()
-        self.process = os.fork()
-        if self.process == 0:
-            _work_and_exit(work, self._reader, writer)
-        os.close(writer)
+
+        def hand_back() -> None:
+            gc.disable()
+            os.close(self._reader)
+            data = work()
+            for piece in (len(data).to_bytes(_LENGTH_BYTES, "big"), data):
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(writer, view) :]
+
+        try:
+            self.process = fork(hand_back)
+        except OSError:
+            os.close(self._reader)
+            raise
+        finally:
+            os.close(writer)
 
     def result(self, patience_s: float) -> bytes | None:
         """What `work` returned; None when it failed, or nothing comes for so long."""
@@ -172,22 +174,4 @@ class Worker:
     def close(self) -> None:
         """End the process if it still runs, and leave nothing of it."""
         os.close(self._reader)
-        os.kill(self.process, signal.SIGKILL)  # ours until it is waited for, dead or not
-        os.waitpid(self.process, 0)
-
-
-def _work_and_exit(work: Callable[[], bytes], reader: int, writer: int) -> None:
-    status = 1
-    try:
-        die_with_parent()
-        gc.disable()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the calling process that answers
-        os.close(reader)
-        data = work()
-        for piece in (len(data).to_bytes(_LENGTH_BYTES, "big"), data):
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(writer, view) :]
-        status = 0
-    finally:
-        os._exit(status)  # nothing of the calling process may be flushed or closed twice
+        end(self.process)

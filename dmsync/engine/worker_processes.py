@@ -31,7 +31,8 @@ PATIENCE_S: Final = 120.0
 """A process that says nothing for so long hangs. One on a slow disk only loses its work by it."""
 _HEADER_BYTES: Final = 8
 _JOB_BYTES_MAX: Final = 32 * 1024
-"""What surely fits into a socket: a process may be handing back a result when it is given a job."""
+"""What surely fits into a socket beside another one: a process may be handing back a result when
+it is given a job."""
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -62,6 +63,8 @@ class WorkerProcesses(Generic[_Job, _Result]):
     ) -> None:
         usable = len(os.sched_getaffinity(0)) if processes is None else processes
         self._workers: list[_Worker] = []
+        self.jobs_left_undone = 0
+        """By the processes, so far, and so done by this one."""
         self._poll = select.poll()
         with suppress(OSError):  # fewer do as well, and none too
             for _ in range(min(usable, PROCESSES_MAX)):
@@ -91,8 +94,8 @@ class WorkerProcesses(Generic[_Job, _Result]):
         `ahead` jobs beyond the one whose result is next are begun at most.
 
         `here` does a job in this process, when no other did; what it raises, this raises. Until its
-        result is taken, a job's descriptors stay open. Close it to give up early: no job is in work
-        any more then.
+        result is taken, a job's descriptors stay open. Whatever else ends it early ends the
+        processes too: either way no job is in work any more then.
         """
         waiting: deque[tuple[int, tuple[Sequence[int], _Job]]] = deque()
         finished: dict[int, _Finished] = {}
@@ -112,10 +115,24 @@ class WorkerProcesses(Generic[_Job, _Result]):
                     _count(done.stages)
                     yield done.result
                 else:
-                    yield here(*job)
+                    yield self._done_here(here, job, finished)
         finally:
+            if any(worker.jobs for worker in self._workers):
+                self.close()  # a message may have been cut in two: nothing more can be said
+
+    def _done_here(
+        self,
+        here: Callable[[Sequence[int], _Job], _Result],
+        job: tuple[Sequence[int], _Job],
+        finished: dict[int, _Finished],
+    ) -> _Result:
+        self.jobs_left_undone += 1
+        try:
+            return here(*job)
+        except Exception:
             while any(worker.jobs for worker in self._workers):
                 self._listen(finished)
+            raise
 
     def _hand_out(
         self,
@@ -137,9 +154,10 @@ class WorkerProcesses(Generic[_Job, _Result]):
                 self._start(worker, fds, number, job)
 
     def _start(self, worker: "_Worker", fds: Sequence[int], number: int, job: _Job) -> None:
-        worker.jobs.add(number)
         task = pickle.dumps(_Task(number, job), protocol=5)
-        assert len(task) <= _JOB_BYTES_MAX, "a job says what to do, it does not bring the data"
+        if len(task) > _JOB_BYTES_MAX or len(fds) > _FILES_MAX:
+            return  # it is with nobody, and so done here
+        worker.jobs.add(number)
         try:
             _send(worker.socket, task, fds)
         except OSError:
@@ -194,8 +212,14 @@ class _Worker:
             while (told := _receive_task(theirs)) is not None:
                 _send(theirs, pickle.dumps(_finished(work, *told), protocol=5))
 
-        self.process = fork(work_until_told_nothing)
-        theirs.close()
+        self.socket.settimeout(PATIENCE_S)  # also one that stops in mid-message hangs
+        try:
+            self.process = fork(work_until_told_nothing)
+        except OSError:
+            self.socket.close()
+            raise
+        finally:
+            theirs.close()
 
     def close(self) -> None:
         self.socket.close()
@@ -255,7 +279,7 @@ def _receive(sender: socket.socket) -> tuple[Any, list[int]]:
     return pickle.loads(_received(sender, size)), fds  # noqa: S301
 
 
-def _received(sender: socket.socket, size: int) -> bytes:
+def _received(sender: socket.socket, size: int) -> bytearray:
     buffer = bytearray(size)
     view = memoryview(buffer)
     while view:
@@ -263,4 +287,4 @@ def _received(sender: socket.socket, size: int) -> bytes:
         if not count:
             raise EOFError
         view = view[count:]
-    return bytes(buffer)
+    return buffer

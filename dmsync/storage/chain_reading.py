@@ -246,7 +246,8 @@ class _Window:
         loaded: list[Record | Decoded] = []
         missing: dict[bytes, Place] = {}
         for key, place in self._records.first_places(keys).items():
-            cached = self._records.cached(place)
+            # What is held decoded has no earlier state.
+            cached = None if self._earlier else self._records.cached(place)
             if cached is None:
                 missing[key] = place
             else:

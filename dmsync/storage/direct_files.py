@@ -66,6 +66,7 @@ class Appender:
             _write_all(self._fd, memoryview(data), at)
             return
         assert self._buffer is not None
+        assert at == self._start + self._held, "after a failure nothing is appended"
         self._is_flushed = False
         view = memoryview(data)
         while len(view):

@@ -26,9 +26,19 @@ class PackFiles:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._open: OrderedDict[str, RecordFile] = OrderedDict()
+        self._last: RecordFile | None = None
+        """The only one that may read ahead."""
 
     def opened(self, name: str) -> RecordFile:
         """A pack, valid until the next call. Raises Corruption when it is gone."""
+        opened = self._opened(name)
+        if opened is not self._last:
+            if self._last is not None:
+                self._last.rest()
+            self._last = opened
+        return opened
+
+    def _opened(self, name: str) -> RecordFile:
         opened = self._open.get(name)
         if opened is not None:
             self._open.move_to_end(name)

@@ -63,13 +63,11 @@ class IndexSnapshot:
 
     def __init__(self, dot_dir: str) -> None:
         """Raises OSError, sqlite3.DatabaseError."""
-        from pathlib import Path  # slow to import, and rarely needed
-
         path = os.path.join(dot_dir, _FILE_NAME)
         with suppress(FileNotFoundError):
             if os.stat(path + "-wal").st_size:
                 raise sqlite3.DatabaseError("a writer was stopped before its checkpoint")
-        self._db = sqlite3.connect(f"{Path(path).absolute().as_uri()}?immutable=1", uri=True)
+        self._db = sqlite3.connect(f"file:{_in_uri(path)}?immutable=1", uri=True)
         self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._names = dict(self._select("SELECT rid, name FROM packs", ()))
 
@@ -79,6 +77,11 @@ class IndexSnapshot:
 
     def _select(self, sql: str, values: tuple[object, ...]) -> list[Any]:
         return self._db.execute(sql, values).fetchall()
+
+
+def _in_uri(path: str) -> str:
+    """A path as it is written in a URI for SQLite, which takes all but these as they are."""
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def _first_places(

@@ -269,6 +269,10 @@ class RecordFile:
             self._blocks[number] = block
         return block
 
+    def rest(self) -> None:
+        """Let go of what was read ahead: another pack is read now."""
+        self._run.close()
+
     def close(self) -> None:
         self._run.close()
         os.close(self.fd)
@@ -414,7 +418,8 @@ class PackBuilder:
         """A record appended before. Raises Corruption, StorageFull, StorageFailed."""
         if self.size - offset <= _HELD_BYTES_MAX:
             self.flush()
-        return self._run.ahead(offset) or self._run.read(offset)
+        with storage_errors(f"reading pack {self.path}"):
+            return self._run.ahead(offset) or self._run.read(offset)
 
     def flush(self) -> None:
         """Have everything in the file. Raises StorageFull, StorageFailed."""
@@ -424,9 +429,8 @@ class PackBuilder:
 
     def _write_buffer(self) -> None:
         if self._buffer:
-            with memoryview(self._buffer) as data:
-                self._write(data)
-            self._buffer.clear()
+            self._write(memoryview(self._buffer))
+            self._buffer = bytearray()  # not cleared: a failure may still hold a view of it
 
     def _write(self, data: bytes | memoryview, *, past_cache: bool = False) -> None:
         with storage_errors(f"writing pack {self.path}"):

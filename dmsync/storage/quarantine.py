@@ -252,7 +252,10 @@ class Quarantine:
         if len(places) != 1:
             return None
         record = self._parts.load(places[0])
-        return None if record.bases else decode_record(record, ())
+        try:
+            return None if record.bases else decode_record(record, ())
+        except BadObject as exc:  # it was sound when it came
+            raise Corruption(f"what was received is damaged: {exc.message}") from exc
 
     def read_page(self, page: ObjectId) -> bytes:
         return self.read(Kind.PAGE, page)

@@ -32,12 +32,12 @@ FILE_BYTES_MIN: Final = 16 * 1024 * 1024
 """A file of this length pays for forking: some 5 ms."""
 BLOCK_CHUNKS: Final = 128
 """Chunks of a block, 16 MiB, of a file that is longer than a batch."""
-BATCH_CHUNKS: Final = 4 * BLOCK_CHUNKS
-BATCH_BYTES: Final = BATCH_CHUNKS * FIXED_CHUNK_BYTES
+BATCH_BYTES: Final = 4 * BLOCK_CHUNKS * FIXED_CHUNK_BYTES
 """Shorter files are written so many together: files of a log, that are, hold pages of the same
 tables, whose chains are then undone once."""
-_BATCH_FILES_MAX: Final = 32
-_BATCHES_AHEAD: Final = 64
+BATCH_CHUNKS: Final = 4 * (BLOCK_CHUNKS + 1)
+_BATCHES_AHEAD: Final = 16
+"""What keeps processes busy while one of them has a long batch; their files are open meanwhile."""
 
 
 class Block(NamedTuple):
@@ -181,7 +181,7 @@ def _together(jobs: Sequence[BlockJob]) -> Iterator[list[BlockJob]]:
     group: list[BlockJob] = []
     group_bytes = 0
     for job in jobs:
-        if group and (group_bytes + job.size > BATCH_BYTES or len(group) == _BATCH_FILES_MAX):
+        if group and group_bytes + job.size > BATCH_BYTES:
             yield group
             group, group_bytes = [], 0
         group.append(job)
@@ -213,11 +213,12 @@ def _batches(blocks: Iterable[Block], chunks_max: int) -> Iterator[list[Block]]:
     batch: list[Block] = []
     chunks = 0
     for block in blocks:
-        if batch and chunks + len(block.spans) > chunks_max:
+        count = len(block.spans) + 1  # short blocks take their place in a message too
+        if batch and chunks + count > chunks_max:
             yield batch
             batch, chunks = [], 0
         batch.append(block)
-        chunks += len(block.spans)
+        chunks += count
     if batch:
         yield batch
 

@@ -103,7 +103,7 @@ def test_new_files_are_what_was_captured(
 ) -> None:
     other = restored_to(tree, tmp_path / "other")
     assert contents(other.path) == contents(tree.path)
-    assert len(forked) == 1
+    assert [processes.jobs_left_undone for processes in forked] == [0]
     assert no_children()
     allocated = (other.path / "zeros inside").stat().st_blocks * 512
     assert allocated >= 8 * CHUNK
@@ -121,7 +121,7 @@ def test_changed_files_get_only_what_differs_and_keep_their_inode(
     assert contents(tree.path) == before
     assert (tree.path / "table").stat().st_ino == inode
     assert 0 < result.bytes_written <= len(before["odd"][0]) + 2 * 30 * 2 * 4096
-    assert len(forked) == 1
+    assert [processes.jobs_left_undone for processes in forked] == [0]
     assert no_children()
 
 
@@ -135,7 +135,11 @@ def test_a_file_changed_unseen_is_restored_too(tree: LiveTree) -> None:
 
 @pytest.mark.parametrize("signalled", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_processes_cost_nothing_but_time(
-    tree: LiveTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signalled: signal.Signals
+    tree: LiveTree,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signalled: signal.Signals,
+    forked: list[WorkerProcesses[Any, Any]],
 ) -> None:
     write: Callable[..., list[int]] = ForkedBlockWriting.__call__
 
@@ -147,6 +151,7 @@ def test_killed_processes_cost_nothing_but_time(
 
     monkeypatch.setattr(ForkedBlockWriting, "__call__", write_and_die)
     assert contents(restored_to(tree, tmp_path / "other").path) == contents(tree.path)
+    assert forked[0].jobs_left_undone > 0
     assert no_children()
 
 

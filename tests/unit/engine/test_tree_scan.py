@@ -53,7 +53,7 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trees of a few directories are walked by as many processes as there may be."""
     monkeypatch.setattr(scan_workers, "RANGE_BYTES_MIN", 1)
     # Libraries loaded by other tests of this process may have started threads of their own.
-    monkeypatch.setattr(scan_workers, "_knows_its_threads", lambda: True)
+    monkeypatch.setattr(scan_workers, "knows_its_threads", lambda: True)
     monkeypatch.setattr(stat_cache, "_SEGMENT_BYTES", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
 

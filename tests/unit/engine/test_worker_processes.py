@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -114,12 +115,74 @@ def test_a_process_that_hangs_is_given_up(file: int, monkeypatch: pytest.MonkeyP
     assert no_children()
 
 
-def test_giving_up_early_leaves_no_job_in_work(file: int) -> None:
+def test_a_process_that_stops_in_the_middle_of_its_answer_is_given_up(
+    file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calling, send = os.getpid(), worker_processes._send
+
+    def send_half(to: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
+        if os.getpid() == calling:
+            send(to, data, fds)
+            return
+        to.sendall(len(data).to_bytes(8, "big") + data[:5])
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    monkeypatch.setattr(worker_processes, "_send", send_half)
+    monkeypatch.setattr(worker_processes, "PATIENCE_S", 0.3)
     with WorkerProcesses(byte_and_process, 2) as processes:
-        results = processes.map(on(file, range(JOBS)), lambda *_: (-1, 0))
-        next(results)
-        results.close()
-        assert [byte for byte, _ in processes.map(on(file, [7]), lambda *_: (-1, 0))] == [7]
+        assert list(processes.map(on(file, range(5)), lambda *_: (-1, 0))) == [(-1, 0)] * 5
+    assert no_children()
+
+
+def test_giving_up_early_ends_what_is_in_work(file: int) -> None:
+    with WorkerProcesses(lambda *_: time.sleep(1000), 2) as processes:
+        results = processes.map(on(file, range(JOBS)), lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+            try:
+                next(results)
+            finally:
+                signal.signal(signal.SIGALRM, before)
+        assert no_children()
+        assert list(processes.map(on(file, [7]), lambda _, job: job)) == [7]
+
+
+def test_a_job_too_large_to_hand_out_is_done_here(file: int) -> None:
+    with WorkerProcesses(lambda _, job: os.getpid(), 2) as processes:
+        jobs = [b"small", bytes(5_000_000), b"small"]
+        done = list(processes.map((([file], job) for job in jobs), lambda *_: 0))
+        assert [process == 0 for process in done] == [False, True, False]
+        assert processes.jobs_left_undone == 1
+
+
+def test_ignored_ends_of_children_do_no_harm(file: int) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as a supervisor may hand it down
+    try:
+        with WorkerProcesses(byte_and_process, 2) as processes:
+            assert len(list(processes.map(on(file, range(JOBS)), lambda *_: (-1, 0)))) == JOBS
+            assert processes.jobs_left_undone == 0
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_handlers_of_the_calling_process_do_not_run_in_others(file: int) -> None:
+    """Unwinding there what belongs to the calling process would undo its work."""
+
+    def interrupted(*_: object) -> None:
+        raise AssertionError("the calling process's")
+
+    before = [signal.signal(number, interrupted) for number in (signal.SIGTERM, signal.SIGHUP)]
+    try:
+        with WorkerProcesses(
+            lambda *_: [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)], 1
+        ) as processes:
+            (found,) = processes.map([([file], 0)], lambda *_: [])
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+    assert found == [signal.SIG_DFL, signal.SIG_DFL]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
 def test_without_processes_everything_is_done_here(file: int) -> None:
