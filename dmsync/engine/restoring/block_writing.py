@@ -36,6 +36,7 @@ BATCH_BYTES: Final = 4 * BLOCK_CHUNKS * FIXED_CHUNK_BYTES
 """Shorter files are written so many together: files of a log, that are, hold pages of the same
 tables, whose chains are then undone once."""
 BATCH_CHUNKS: Final = 4 * (BLOCK_CHUNKS + 1)
+"""And blocks, which take their place in a message: so many surely fit."""
 _BATCHES_AHEAD: Final = 16
 """What keeps processes busy while one of them has a long batch; their files are open meanwhile."""
 
