@@ -14,16 +14,21 @@ from functools import cache
 from typing import Final
 
 DIRECT_FROM_BYTES: Final = 4 * 1024 * 1024
-"""A file appended to is left to the page cache up to here."""
+"""A file that grows to nobody knows what length is left to the page cache up to here."""
 BUFFER_BYTES: Final = 2 * 1024 * 1024
-_ALIGNMENT: Final = 4096
+ALIGNMENT: Final = 4096
 """Of addresses, offsets and lengths: no disk asks for more."""
-_REFUSALS: Final = (errno.EINVAL, errno.ENOTSUP)
+REFUSALS: Final = (errno.EINVAL, errno.ENOTSUP)
 """What filesystems say that read and write only through the page cache."""
 _O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 _CACHESTAT: Final = 451
 """The number of the system call since Linux 6.5."""
 _CACHESTAT_MACHINES: Final = ("x86_64", "aarch64")
+
+
+def aligned_buffer() -> memoryview:
+    """Memory of BUFFER_BYTES that can be written and read past the page cache."""
+    return memoryview(mmap.mmap(-1, BUFFER_BYTES))
 
 
 def opened_directly(fd: int, flags: int) -> int:
@@ -43,8 +48,9 @@ class Appender:
     may sync the file meanwhile.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, direct_from_bytes: int = DIRECT_FROM_BYTES) -> None:
         self._fd = fd
+        self._direct_from_bytes = direct_from_bytes
         self._direct_fd = -1
         self._may_be_direct = True
         self._is_direct = False
@@ -55,18 +61,17 @@ class Appender:
         self._is_flushed = True
 
     def append(self, data: bytes | memoryview, at: int, *, past_cache: bool = False) -> None:
-        """Write `data` at offset `at`, where everything before has ended. Raises OSError.
+        """Write `data` at offset `at`, behind everything before. Raises OSError.
 
         With `past_cache` it goes past the page cache, if the file is large and that can be done.
         """
-        if self._is_direct and not past_cache:
+        if self._is_direct and not (past_cache and at == self._start + self._held):
             self.flush()
             self._is_direct = False
         if not self._is_direct and not (past_cache and self._begins_directly(len(data), at)):
             _write_all(self._fd, memoryview(data), at)
             return
         assert self._buffer is not None
-        assert at == self._start + self._held, "after a failure nothing is appended"
         self._is_flushed = False
         view = memoryview(data)
         while len(view):
@@ -82,7 +87,7 @@ class Appender:
         if self._is_flushed:
             return
         assert self._buffer is not None
-        self._write_held(self._held - self._held % _ALIGNMENT)
+        self._write_held(self._held - self._held % ALIGNMENT)
         _write_all(self._fd, self._buffer[: self._held], self._start)
         self._is_flushed = True
 
@@ -94,16 +99,16 @@ class Appender:
 
     def _begins_directly(self, length: int, at: int) -> bool:
         """Go past the page cache from now on, if it is time and possible."""
-        if at + length < DIRECT_FROM_BYTES or not self._may_be_direct:
+        if at + length < self._direct_from_bytes or not self._may_be_direct:
             return False
         if self._buffer is None:
             self._direct_fd = opened_directly(self._fd, os.O_WRONLY)
             self._may_be_direct = self._direct_fd >= 0
             if not self._may_be_direct:
                 return False
-            self._buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
+            self._buffer = aligned_buffer()
         self._is_direct = True
-        self._held = at % _ALIGNMENT
+        self._held = at % ALIGNMENT
         self._start = at - self._held
         self._buffer[: self._held] = os.pread(self._fd, self._held, self._start)
         return True
@@ -116,7 +121,7 @@ class Appender:
             try:
                 done = os.pwrite(self._direct_fd, whole, self._start) if count else 0
             except OSError as exc:
-                if exc.errno not in _REFUSALS:
+                if exc.errno not in REFUSALS:
                     raise
                 done = 0
                 self._may_be_direct = False
@@ -155,8 +160,8 @@ class InOrder:
         """What is in the file from `offset` on, as much as fits: nearly BUFFER_BYTES. Raises
         OSError."""
         if self._buffer is None:
-            self._buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
-        self._start, self._filled = offset - offset % _ALIGNMENT, 0
+            self._buffer = aligned_buffer()
+        self._start, self._filled = offset - offset % ALIGNMENT, 0
         self._filled = self._read(self._buffer)
         return self.held(offset)
 
@@ -174,7 +179,7 @@ class InOrder:
             try:
                 return os.preadv(self._direct_fd, [buffer], self._start)
             except OSError as exc:
-                if exc.errno not in _REFUSALS:
+                if exc.errno not in REFUSALS:
                     raise
                 os.close(self._direct_fd)
                 self._direct_fd = -1

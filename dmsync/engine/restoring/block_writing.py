@@ -4,7 +4,6 @@ Python's lock most of the time, so that threads would only take turns.
 What a process leaves undone (engine.worker_processes) is read and written here.
 """
 
-import mmap
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,6 @@ from typing import Final, NamedTuple, Protocol
 from dmsync.core.chunking import FIXED_CHUNK_BYTES
 from dmsync.core.ids import Kind, ObjectId
 from dmsync.core.pages import ZERO_RUN, Span
-from dmsync.engine.restoring.direct_writing import ALIGNMENT, REFUSALS, aligned_buffer
 from dmsync.engine.restoring.file_writing import (
     BatchReader,
     FileJob,
@@ -25,7 +23,12 @@ from dmsync.engine.restoring.file_writing import (
 )
 from dmsync.engine.worker_processes import WorkerProcesses
 from dmsync.storage.detached_reading import DetachedReader
-from dmsync.storage.direct_files import opened_directly
+from dmsync.storage.direct_files import (
+    ALIGNMENT,
+    REFUSALS,
+    aligned_buffer,
+    opened_directly,
+)
 from dmsync.storage.stages import stage
 
 FILE_BYTES_MIN: Final = 16 * 1024 * 1024
@@ -75,7 +78,7 @@ class BlockWriter:
     """Writes blocks of several files, one at a time."""
 
     def __init__(self) -> None:
-        self._buffer: mmap.mmap | None = None
+        self._buffer: memoryview | None = None
 
     def write(self, fds: Sequence[int], batch: Batch, contents: Iterator[bytes]) -> list[int]:
         """Write what the chunks of the blocks hold; bytes written of each. Raises OSError,
@@ -97,7 +100,7 @@ class BlockWriter:
         """Past the page cache as far as the bytes are aligned and the filesystem can."""
         if self._buffer is None:
             self._buffer = aligned_buffer()
-        view = memoryview(self._buffer)
+        view = self._buffer
         # Opened anew: a flag set on `fd` itself would be everybody's who shares it.
         direct_fd = opened_directly(fd, os.O_WRONLY)
         start, held = offset, 0

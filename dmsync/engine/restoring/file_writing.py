@@ -4,7 +4,6 @@ Files are collected and written in batches, so that the objects of many small fi
 large one, are read ahead of the writes (`read_many`). What is written was verified against its id.
 """
 
-import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +17,6 @@ from dmsync.engine.differing_bytes import differing_spans
 from dmsync.engine.file_blocks import READ_BYTES, FileMoved, buffers
 from dmsync.engine.file_content import ChunkReader
 from dmsync.engine.progress import Progress
-from dmsync.engine.restoring.direct_writing import (
-    DIRECT_BYTES_MIN,
-    DirectWriter,
-    aligned_buffer,
-)
 from dmsync.engine.restoring.live_directory import LiveDirectory
 from dmsync.engine.restoring.metadata import MetadataWriter
 from dmsync.engine.restoring.result import RestoreResult
@@ -30,9 +24,13 @@ from dmsync.engine.restoring.writeback import Writeback
 from dmsync.engine.safe_files import punch_hole, temporary_name
 from dmsync.engine.tree_scan import stat_of
 from dmsync.errors import BadObject
+from dmsync.storage.direct_files import Appender
 from dmsync.storage.stat_cache import Stat
 
 _CREATE_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECT_BYTES_MIN: Final = 1024 * 1024
+"""Smaller new files are left to the page cache, which writes several of them at once. What is
+durable on return goes to the disk in any case."""
 _ALLOCATED_BYTES_MIN: Final = 1024 * 1024
 """Runs of zeros from this length on are allocated without being written."""
 _COMPARED_BYTES: Final = 4096
@@ -128,13 +126,6 @@ class FileMaker:
         self._writeback = writeback
         self._progress = progress
         self._files_seen = 0
-        self._buffer: mmap.mmap | None = None
-
-    def direct_writer(self, fd: int) -> DirectWriter:
-        """To write a new file with. The last one made is the only one to be used."""
-        if self._buffer is None:
-            self._buffer = aligned_buffer()
-        return DirectWriter(fd, self._buffer)
 
     def wrote(self, count: int, *, is_direct: bool = False) -> None:
         """So many bytes of a file were written; `is_direct`: past the page cache."""
@@ -155,7 +146,7 @@ class NewFile:
     """A file that gets a new inode: under its own name in a directory that is ours, elsewhere under
     a temporary one that then takes the place of what is there."""
 
-    __slots__ = ("_direct", "_directory", "_fd", "_made_as", "_maker", "entry", "is_new", "size")
+    __slots__ = ("_appender", "_directory", "_fd", "_made_as", "_maker", "entry", "is_new", "size")
 
     def __init__(self, maker: FileMaker, directory: LiveDirectory, entry: Entry) -> None:
         self._maker = maker
@@ -163,7 +154,7 @@ class NewFile:
         self.entry = entry
         self._fd = -1
         self._made_as = b""
-        self._direct: DirectWriter | None = None
+        self._appender: Appender | None = None
         self.is_new = True
         self.size = entry.size
 
@@ -192,23 +183,21 @@ class NewFile:
     def write(self, offset: int, span: Span, content: bytes | None) -> None:
         if self._fd < 0:
             self._open()
-        if self._direct is not None:
-            if content is not None:
-                self._direct.write(content)
-            else:
-                self._direct.write_zeros(span.length)
+        if content is None and span.length >= _ALLOCATED_BYTES_MIN:
+            os.posix_fallocate(self._fd, offset, span.length)
+        elif self._appender is not None:
+            data = bytes(span.length) if content is None else content
+            self._appender.append(data, offset, past_cache=True)
         elif content is not None:
             write_at(self._fd, content, offset)
-        elif span.length >= _ALLOCATED_BYTES_MIN:
-            os.posix_fallocate(self._fd, offset, span.length)
         else:
             write_zeros(self._fd, offset, span.length)
-        self._maker.wrote(span.length, is_direct=self._direct is not None)
+        self._maker.wrote(span.length, is_direct=self._appender is not None)
 
     def _open(self) -> None:
         self._make()
         if not self.entry.sparse and self.entry.size >= DIRECT_BYTES_MIN:
-            self._direct = self._maker.direct_writer(self._fd)
+            self._appender = Appender(self._fd, direct_from_bytes=0)
 
     def _make(self) -> None:
         entry, directory = self.entry, self._directory
@@ -229,8 +218,9 @@ class NewFile:
     def finish(self) -> None:
         if self._fd < 0:
             self._open()
-        if self._direct is not None:
-            self._direct.finish()
+        if self._appender is not None:
+            self._appender.flush()
+            self._appender.close()
         entry, directory, maker = self.entry, self._directory, self._maker
         made = maker.metadata.apply_to_new_file(directory, entry, self._fd)
         fd, self._fd = self._fd, -1
@@ -244,6 +234,8 @@ class NewFile:
             maker.wrote(0)
 
     def abandon(self) -> None:
+        if self._appender is not None:
+            self._appender.close()
         if self._fd >= 0:
             os.close(self._fd)
         if self._made_as:

@@ -2,6 +2,9 @@
 
 import gc
 import os
+import random
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -108,6 +111,72 @@ def test_batches_of_any_size_give_the_same_tree(
     assert open_descriptors() == before
     assert describe_tree(copy.path) == describe_tree(tree.path)
     assert copy.changes() == []
+
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def ext2(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem that writes past the page cache and allocates nothing ahead."""
+    program = shutil.which("mkfs.ext2", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if program is None or os.geteuid() != 0:
+        pytest.skip("an ext2 image takes mkfs.ext2 and root")
+    image, directory = tmp_path / "image", tmp_path / "ext2"
+    directory.mkdir()
+    image.touch()
+    os.truncate(image, 64 * MIB)
+    subprocess.run([program, "-q", image], check=True)
+    if subprocess.run(["mount", "-t", "ext2", "-o", "loop", image, directory]).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield directory
+    subprocess.run(["umount", directory], check=True)
+
+
+def fill_long(path: Path) -> dict[str, bytes]:
+    """Files of a MiB and more, with runs of zeros that are no holes, ending anywhere."""
+    source = random.Random(3)
+    text = b"".join(b"%d of these rows\n" % source.randrange(10**9) for _ in range(60_000))
+    contents = {
+        "rows": text,
+        "noise": source.randbytes(3 * MIB + 17),
+        "zeros inside": text[:MIB] + bytes(3 * MIB) + text[: MIB + 5],
+        "zeros at an odd place": text[: MIB + 3] + bytes(2 * MIB + 7) + source.randbytes(4097),
+        "zeros at the end": text[:MIB] + bytes(2 * MIB),
+        "zeros at the beginning": bytes(2 * MIB) + text[: MIB + 1],
+    }
+    for name, content in contents.items():
+        (path / name).write_bytes(content)
+    return contents
+
+
+@pytest.mark.parametrize("pwrite_max", [None, 5000])
+def test_long_files_are_whole_and_have_no_holes(
+    tree: LiveTree, copy: LiveTree, monkeypatch: pytest.MonkeyPatch, pwrite_max: int | None
+) -> None:
+    contents = fill_long(tree.path)
+    tree.capture()
+    if pwrite_max is not None:
+        write = os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:pwrite_max], at))
+    copy.restore(tree.root)
+    check_long(copy.path, contents)
+
+
+def test_a_filesystem_that_allocates_nothing_ahead_gets_zeros_written(
+    tree: LiveTree, ext2: Path
+) -> None:
+    contents = fill_long(tree.path)
+    tree.capture()
+    other = LiveTree(ext2 / "tree", tree.store)
+    other.restore(tree.root)
+    check_long(other.path, contents)
+
+
+def check_long(path: Path, contents: dict[str, bytes]) -> None:
+    for name, content in contents.items():
+        assert (path / name).read_bytes() == content
+        assert (path / name).stat().st_blocks * 512 >= len(content)
 
 
 class LosingStore(MemoryStore):
