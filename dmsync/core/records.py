@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
+from dmsync.core.chunking import FIXED_CHUNK_BYTES
 from dmsync.core.delta import (
     PATCH_PAGE_BYTES,
     decompress,
@@ -53,9 +54,8 @@ class Encoding(IntEnum):
 _KINDS: Final = tuple(Kind)
 _ENCODINGS: Final = tuple(Encoding)
 """By number: looking an enum up costs more than the rest of a header."""
-_ALIGNED_BYTES: Final = 128 * 1024
-"""What chunks of files rewritten in place have (core.chunking)."""
-_ALIGNED_PAGES: Final = _ALIGNED_BYTES // PATCH_PAGE_BYTES
+_ALIGNED_PAGES: Final = FIXED_CHUNK_BYTES // PATCH_PAGE_BYTES
+"""Of the chunks of files that are rewritten in place."""
 
 
 @value_type
@@ -114,7 +114,9 @@ def parse_varint(buffer: bytes | memoryview, offset: int, bits_max: int) -> tupl
     raise BadObject("record is cut short")
 
 
-_ALIGNED_PATCH: Final = bytes((Kind.CHUNK | Encoding.PATCH << 4,)) + encode_varint(_ALIGNED_BYTES)
+_ALIGNED_PATCH: Final = bytes((Kind.CHUNK | Encoding.PATCH << 4,)) + encode_varint(
+    FIXED_CHUNK_BYTES
+)
 """How the records of their patches begin."""
 
 
@@ -191,7 +193,7 @@ def _parse_aligned_patch(buffer: bytes | memoryview, offset: int) -> tuple[Recor
         return None
     payload = bytes(buffer[start:end])
     bases = (BaseSlice(key),)
-    return Record(Kind.CHUNK, Encoding.PATCH, _ALIGNED_BYTES, payload, bases, changed), end
+    return Record(Kind.CHUNK, Encoding.PATCH, FIXED_CHUNK_BYTES, payload, bases, changed), end
 
 
 def _parse_fields(

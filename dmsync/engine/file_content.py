@@ -247,9 +247,7 @@ class ContentReader:
 
     def _read_single(self, fd: int, size: int, old: Entry | None) -> FileContent:
         """A file of one chunk without holes: nearly every file of most trees."""
-        data = os.pread(fd, size, 0)
-        if len(data) != size:
-            data = read_exactly(fd, 0, size)
+        data = read_exactly(fd, 0, size)
         self.bytes_hashed += size
         before: bytes | None = None
         if old is not None:

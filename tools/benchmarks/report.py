@@ -250,6 +250,14 @@ def _list(values: dict[str, object] | dict[str, str]) -> str:
 # --- the README ---------------------------------------------------------------------------------
 
 
+def _told_medians(result: Result) -> str:
+    """Of how many runs of each program the figures are medians, and where of fewer."""
+    runs = result.options["runs"]
+    assert isinstance(runs, int)
+    fewer = sum(row.runs < runs for row in result.rows.values())
+    return f"medians of {runs}" + (f" (of fewer in {fewer} long rows)" if fewer else "")
+
+
 def readme_section(result: Result) -> str:
     """The README's table: medians of dm and its peers at the main steps."""
     machine, programs = result.machine, result.programs
@@ -257,7 +265,7 @@ def readme_section(result: Result) -> str:
         f"{name} {programs[name]}" for name in ("restic", "borg", "git", "bup", "rsync")
     )
     text = (
-        f"`tools/bench --compare`, medians of {result.options['runs']} on {machine['cores']} cores "
+        f"`tools/bench --compare`, {_told_medians(result)} on {machine['cores']} cores "
         f"({machine['cpu']}, {machine['memory_mib'] // 1024} GiB, {machine['filesystem']}; "
         f"{machine['system']}; {versions}). {_summary(result)} All of them, with what was measured "
         "and where the time goes: [docs/performance.md](docs/performance.md)."

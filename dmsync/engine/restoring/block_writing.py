@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from dmsync.core.chunking import FIXED_CHUNK_BYTES
 from dmsync.core.ids import Kind, ObjectId
+from dmsync.core.objects import Entry
 from dmsync.core.pages import ZERO_RUN, Span
 from dmsync.engine.restoring.file_writing import (
     BatchReader,
@@ -58,8 +59,7 @@ class BlockJob(FileJob, Protocol):
     """A file whose parts may be written in any order. `spans` and `write` as ever."""
 
     is_new: bool
-    size: int
-    """Bytes that it will have."""
+    entry: Entry
 
     def begin(self) -> int:
         """The descriptor to write on, open until `finish` or `abandon`."""
@@ -144,8 +144,8 @@ def write_in_blocks(
         BadObject, ObjectMissing, HashMismatch: a file is not sound. OSError.
     """
     # Batches of several files first: they take longest, and blocks of large files fill the rest.
-    short = [job for job in jobs if job.size < BATCH_BYTES]
-    ordered = short + [job for job in jobs if job.size >= BATCH_BYTES]
+    short = [job for job in jobs if job.entry.size < BATCH_BYTES]
+    ordered = short + [job for job in jobs if job.entry.size >= BATCH_BYTES]
     waiting = deque(ordered)
     planned: deque[Sequence[BlockJob]] = deque()
     writer = BlockWriter()
@@ -185,11 +185,11 @@ def _together(jobs: Sequence[BlockJob]) -> Iterator[list[BlockJob]]:
     group: list[BlockJob] = []
     group_bytes = 0
     for job in jobs:
-        if group and group_bytes + job.size > BATCH_BYTES:
+        if group and group_bytes + job.entry.size > BATCH_BYTES:
             yield group
             group, group_bytes = [], 0
         group.append(job)
-        group_bytes += job.size
+        group_bytes += job.entry.size
     if group:
         yield group
 

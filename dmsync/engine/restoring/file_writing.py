@@ -146,7 +146,8 @@ class NewFile:
     """A file that gets a new inode: under its own name in a directory that is ours, elsewhere under
     a temporary one that then takes the place of what is there."""
 
-    __slots__ = ("_appender", "_directory", "_fd", "_made_as", "_maker", "entry", "is_new", "size")
+    is_new = True
+    __slots__ = ("_appender", "_directory", "_fd", "_made_as", "_maker", "entry")
 
     def __init__(self, maker: FileMaker, directory: LiveDirectory, entry: Entry) -> None:
         self._maker = maker
@@ -155,8 +156,6 @@ class NewFile:
         self._fd = -1
         self._made_as = b""
         self._appender: Appender | None = None
-        self.is_new = True
-        self.size = entry.size
 
     def begin(self) -> int:
         """Make the file, for parts of it to be written in any order on the descriptor returned,
@@ -246,6 +245,8 @@ class ChangedFile:
     """A file that keeps its inode. Chunks that the cache vouches for are not even looked at; of the
     others only the pages that differ are written. Owns `fd`."""
 
+    is_new = False
+
     def __init__(
         self,
         maker: FileMaker,
@@ -262,8 +263,6 @@ class ChangedFile:
         self._known = known if known is not None and known.size == size else None
         self._finish = finish
         self._written = 0
-        self.is_new = False
-        self.size = entry.size
 
     def begin(self) -> int:
         """The descriptor to write parts of it on, in any order."""

@@ -129,6 +129,14 @@ def test_only_the_marked_section_of_the_readme_is_replaced(tmp_path: Path) -> No
         report.with_section("no marks", section)
 
 
+def test_the_readme_says_where_figures_are_of_fewer_runs(tmp_path: Path) -> None:
+    result = a_result(tmp_path)
+    result.options["runs"] = 5
+    assert "medians of 5 (of fewer in 1 long rows)" in report.readme_section(result)
+    result.rows["first-commit"].runs = 5
+    assert "medians of 5 on" in report.readme_section(result)
+
+
 def test_the_project_s_readme_has_a_place_for_figures() -> None:
     text = report.README.read_text()
     assert report.BEGIN in text
