@@ -9,12 +9,14 @@ from tools.faults.row import Budget, Row
 
 @dataclass(frozen=True)
 class Entry:
-    """`short` and `long` are counts in the row's unit; None: all there is."""
+    """`short` and `long` are counts in the row's unit; None: all there is. `share`: how much of
+    the long form's time, and which begin first."""
 
     module: str
     what: str
     short: int | None
     long: int | None
+    share: int = 1
 
     def run(self, budget: Budget) -> list[Row]:
         rows: list[Row] = import_module(f"tools.faults.{self.module}").run(budget)
@@ -22,20 +24,20 @@ class Entry:
 
 
 CATALOGUE: Final = {
-    "power-cuts": Entry("power_cuts", "journal-level power cuts on ext4 and XFS", 100, 2_000),
+    "power-cuts": Entry("power_cuts", "journal-level power cuts on ext4 and XFS", 100, 2_000, 8),
     "block-states": Entry(
-        "block_states", "reordered, torn, dropped writes: ext4, XFS, btrfs", 200, 3_000
+        "block_states", "reordered, torn, dropped writes: ext4, XFS, btrfs", 200, 3_000, 6
     ),
-    "kills": Entry("kills", "SIGKILL at system call boundaries", 300, None),
-    "errors": Entry("errors", "system calls that fail", 500, 20_000),
-    "simulation": Entry("simulation", "seeds of client, server, client, gc", 1_000, 10_000),
-    "corruption": Entry("corruption", "damaged files of a store", 300, None),
-    "races": Entry("races", "path races, each system call kind", 2_000, 100_000),
+    "kills": Entry("kills", "SIGKILL at system call boundaries", 300, None, 14),
+    "errors": Entry("errors", "system calls that fail", 500, 20_000, 16),
+    "simulation": Entry("simulation", "seeds of client, server, client, gc", 1_000, 10_000, 8),
+    "corruption": Entry("corruption", "damaged files of a store", 300, None, 3),
+    "races": Entry("races", "path races, each system call kind", 2_000, 100_000, 4),
     "content": Entry("content", "hostile names, links, modes, sizes", None, None),
     "cases": Entry("cases", "known vulnerability classes replayed", None, None),
-    "fuzz": Entry("fuzz", "fuzzed inputs, each decoder", 2_000, 100_000),
-    "flips": Entry("flips", "flipped bytes of recorded sessions", 500, None),
-    "load": Entry("load", "sessions beside stalled ones", 60, 500),
+    "fuzz": Entry("fuzz", "fuzzed inputs, each decoder", 2_000, 100_000, 6),
+    "flips": Entry("flips", "flipped bytes of recorded sessions", 500, None, 5),
+    "load": Entry("load", "sessions beside stalled ones", 60, 500, 2),
     "access": Entry("access", "cells of users x dots x verbs", None, None),
-    "collection": Entry("collection", "gc beside every command", 30, 5_000),
+    "collection": Entry("collection", "gc beside every command", 30, 5_000, 5),
 }
