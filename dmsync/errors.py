@@ -111,6 +111,12 @@ class StorageFull(DmError):
     retryable = True
 
 
+class QuotaExceeded(DmError):
+    """What a namespace may take on the server is used up."""
+
+    code = "quota"
+
+
 class StorageFailed(DmError):
     """The operating system refused a read or write of the store (not a full disk)."""
 
@@ -181,6 +187,13 @@ class NotFastForward(Diverged):
 
 class UnrelatedHistories(Diverged):
     code = "unrelated"
+
+
+class RemoteRewound(DmError):
+    """The remote's log is shorter than it was: restored from an old copy, or tampered with."""
+
+    code = "rewound"
+    exit_code = 14
 
 
 class RefConflict(DmError):
@@ -280,6 +293,14 @@ class Busy(DmError):
     """Another process holds the lock; try again later."""
 
     code = "busy"
+    exit_code = 75
+    retryable = True
+
+
+class Exhausted(DmError):
+    """The machine gave this process too little of something that is no disk: try again later."""
+
+    code = "no-resources"
     exit_code = 75
     retryable = True
 

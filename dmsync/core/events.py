@@ -171,6 +171,15 @@ class CommitsThinned:
 
 
 @plain_value_type
+class CommitsForgotten:
+    """Commits that nothing names any more: gc gave them up, records and all. CommitsAdded of one
+    of them, later, says that it came again."""
+
+    dot: DotId
+    commits: tuple[ObjectId, ...]
+
+
+@plain_value_type
 class DotScopeSet:
     """The subdots whose content this store keeps; None for all."""
 
@@ -397,6 +406,37 @@ class UndoApplied:
     is_redo: bool = False
 
 
+@plain_value_type
+class GarbageCollected:
+    """gc went over a dot: `freed` says in numbers (bytes, objects, commits ...) what went."""
+
+    dot: DotId
+    freed: tuple[tuple[str, int], ...]
+
+
+@plain_value_type
+class CollaboratorAdded:
+    """`user` may read and write the dot beside its owner; never delete or share it."""
+
+    dot: DotId
+    user: str
+
+
+@plain_value_type
+class CollaboratorRemoved:
+    dot: DotId
+    user: str
+
+
+@plain_value_type
+class QuotaSet:
+    """How many bytes the dots of a namespace may take on this store; None: as many as fit."""
+
+    namespace: str
+    bytes_max: int | None
+    old: int | None = None
+
+
 Event = (
     StoreCreated
     | EpochStarted
@@ -410,6 +450,7 @@ Event = (
     | CommitsAdded
     | CommitsListed
     | CommitsThinned
+    | CommitsForgotten
     | DotScopeSet
     | SignatureAdded
     | RefChanged
@@ -432,6 +473,10 @@ Event = (
     | TransferStarted
     | TransferFinished
     | UndoApplied
+    | GarbageCollected
+    | CollaboratorAdded
+    | CollaboratorRemoved
+    | QuotaSet
 )
 
 
@@ -667,6 +712,7 @@ _TYPES: Final[dict[type, tuple[int, int, tuple[_Check, ...]]]] = {
     BranchRenamed: (22, 2, (_dot, _text, _text, _refs)),
     CommitsListed: (23, 1, (_dot, _object_ids, _optional(_unique_id))),
     CommitsThinned: (24, 1, (_dot, _object_ids, _text)),
+    CommitsForgotten: (27, 1, (_dot, _object_ids)),
     DotScopeSet: (25, 2, (_dot, _optional(_texts), _optional(_texts))),
     SignatureAdded: (26, 1, (_dot, _object_id, _bounded(SIGNATURE_BYTES_MAX))),
     WorkingSaved: (30, 2, (_dot, _text, _object_id, _text, _optional(_object_id))),
@@ -728,6 +774,10 @@ _TYPES: Final[dict[type, tuple[int, int, tuple[_Check, ...]]]] = {
     TransferStarted: (50, 1, (_unique_id, _text, _text, _optional(_dot), _optional(_text))),
     TransferFinished: (51, 1, (_unique_id, _text, _summary)),
     UndoApplied: (60, 1, (_uint63, _flag)),
+    GarbageCollected: (61, 1, (_dot, _array_of(_text, _uint63, most=SUMMARY_PAIRS_MAX))),
+    CollaboratorAdded: (70, 1, (_dot, _text)),
+    CollaboratorRemoved: (71, 1, (_dot, _text)),
+    QuotaSet: (72, 1, (_text, _optional(_uint63), _optional(_uint63))),
 }
 _BY_NUMBER: Final = {number: (cls, version) for cls, (number, version, _) in _TYPES.items()}
 _FIELD_NAMES: Final = {cls: tuple(field.name for field in fields(cls)) for cls in _TYPES}

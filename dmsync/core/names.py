@@ -21,6 +21,8 @@ _LIKE_AN_ID: Final = re.compile(r"[0-9a-fA-F]{4,64}", re.ASCII)
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}", re.ASCII)
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253})", re.ASCII)
 _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9_.-]{1,32})?", re.ASCII)
+_PASSWORD: Final = re.compile(r"(^|://)([^/@:\s]*):(?!//)[^\s]*@", re.ASCII)
+"""Up to the last @: a password may hold one, and slashes."""
 _UNSAFE_IN_PATH: Final = re.compile(r"[\x00-\x20\x7f\"'`\\$;&|<>(){}*?!#\u0080-\u00a0\u2028\u2029]")
 
 
@@ -186,8 +188,13 @@ class RemoteUrl:
         return f"ssh://{user}{host}{port}{self.path or ''}"
 
 
+def without_password(text: str) -> str:
+    """`text` with what stands where a URL has its password left out: it is shown or logged."""
+    return _PASSWORD.sub(r"\1\2:***@", text)
+
+
 def _bad_url(text: str, why: str) -> InvalidName:
-    return InvalidName(f"invalid remote URL {shown(text)}: {why}")
+    return InvalidName(f"invalid remote URL {shown(without_password(text))}: {why}")
 
 
 def parse_remote_url(text: str) -> RemoteUrl:

@@ -8,7 +8,7 @@ from dataclasses import field, replace
 from enum import IntEnum
 from typing import Any, Final
 
-from dmsync.core.encoding import decode, encode
+from dmsync.core.encoding import ITEMS_MAX, decode, encode
 from dmsync.core.ids import ID_BYTES, Kind, ObjectId
 from dmsync.core.names import check_tag_name
 from dmsync.core.values import plain_value_type, value_type
@@ -25,6 +25,8 @@ MESSAGE_BYTES_MAX: Final = 1024 * 1024
 METADATA_BYTES_MAX: Final = 64 * 1024
 PERSON_BYTES_MAX: Final = 1024
 FILE_BYTES_MAX: Final = 2**63 - 1
+HOLES_BYTES_MAX: Final = 1 << 46
+"""Zeros of one file, which are hashed, too: 64 TiB take a minute, 8 EiB never end."""
 EXTENSION_CRITICAL: Final = 1
 """Extension tags with this bit set must be understood; others may be ignored."""
 
@@ -345,7 +347,7 @@ class Commit:
 
 def commit_from_bytes(data: bytes, *, trusted: bool = False) -> Commit:
     """Decode and check a commit. Raises BadObject."""
-    value = _array(decode(data, trusted=trusted), 12, "commit")
+    value = _array(decode(data, trusted=trusted, items_max=ITEMS_MAX), 12, "commit")
     if value[0] != 1:
         raise BadObject(f"commit version {value[0]!r} is not understood")
     root = entry_from_value(value[1])
@@ -437,7 +439,7 @@ class Tag:
 
 def tag_from_bytes(data: bytes, *, trusted: bool = False) -> Tag:
     """Decode and check a tag. Raises BadObject."""
-    value = _array(decode(data, trusted=trusted), 8, "tag")
+    value = _array(decode(data, trusted=trusted, items_max=ITEMS_MAX), 8, "tag")
     if type(value[0]) is not int or value[0] != 1:
         raise BadObject(f"tag version {value[0]!r:.40} is not understood")
     target = _optional_id(value[1], "tag target")

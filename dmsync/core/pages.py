@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 from zlib import crc32
 
-from dmsync.core.encoding import decode, encode
+from dmsync.core.encoding import ITEMS_MAX, decode, encode
 from dmsync.core.ids import ID_BYTES, ObjectId
 from dmsync.core.objects import FILE_BYTES_MAX, Entry, EntryKind, Layout, entry_from_value
 from dmsync.core.values import value_type
@@ -90,7 +90,7 @@ def decode_page(data: bytes, expected_type: int, *, trusted: bool = False) -> Pa
     """
     if len(data) > PAGE_BYTES_MAX + XATTR_SLACK_BYTES:
         raise BadObject("page too large")
-    value = decode(data, trusted=trusted)
+    value = decode(data, trusted=trusted, items_max=ITEMS_MAX)
     if type(value) is not tuple or len(value) != 3 or value[0] != expected_type:
         raise BadObject("not a page of the expected type")
     _, level, items = value

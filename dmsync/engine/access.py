@@ -2,7 +2,8 @@
 
 A peer has a role (what it may do at all), dot patterns (where its key may be used), and a user
 name, which decides about namespaces: everybody works in the namespace of their own name and in
-dots shared with them; the server's owner and keys with role admin work anywhere.
+dots shared with them; the server's owner and keys with role admin work anywhere. A decision is
+about names alone: it is the same whether or not there is a dot of that name.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,8 @@ class Role(IntEnum):
     """What a key may do; each role includes those before it.
 
     READ fetches. APPEND also adds commits, fast-forwards and creates, but never rewinds, deletes
-    or moves anything aside. WRITE also does that. ADMIN also manages the store.
+    or moves anything aside. WRITE also does that, and shares what it owns. ADMIN works in every
+    namespace.
     """
 
     READ = 1
@@ -34,12 +36,19 @@ class Role(IntEnum):
 
 
 ROLES: Final = {"read": Role.READ, "append": Role.APPEND, "write": Role.WRITE, "admin": Role.ADMIN}
-_NEEDED: Final[dict[str, Role]] = dict(ROLES)
+_NEEDED: Final[dict[str, Role]] = {**ROLES, "share": Role.WRITE}
+_FOR_COLLABORATORS: Final = frozenset({"read", "append", "write"})
+"""What a dot's owner gives away by sharing it: to share it on is not among it."""
 
 
 def shared_with_nobody(user: str, namespace: str, name: str) -> bool:
     """An IsCollaborator for stores without shared dots."""
     return False
+
+
+def always_valid() -> bool:
+    """For peers whose access lasts as long as their session."""
+    return True
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,10 @@ class Access:
 
     `patterns` None: the key names no dots, so only namespaces decide. Patterns narrow everything
     the key may do, and let it read, but not change, what they name in other namespaces.
-    `is_owner`: the user owns the store.
+    `is_owner`: the user owns the store. `fingerprint` of the key, `login` and `address` say who is
+    there: for the log, and for a client that wants to know whom the server takes it for. `only`:
+    the dots that this session was opened for, within what the key may do. `is_valid` tells, cheaply
+    and in any thread, whether what let the peer in still does.
     """
 
     user: str
@@ -94,6 +106,16 @@ class Access:
     patterns: tuple[DotPattern, ...] | None = None
     is_owner: bool = False
     is_collaborator: IsCollaborator = shared_with_nobody
+    fingerprint: str = ""
+    login: str = ""
+    address: str = ""
+    only: DotPattern | None = None
+    is_valid: Callable[[], bool] = always_valid
+
+    @property
+    def actor(self) -> str:
+        """Who the log says did it: the user and, where one is known, the key."""
+        return f"{self.user} {self.fingerprint}" if self.fingerprint else self.user
 
     @property
     def default_namespace(self) -> str:
@@ -107,18 +129,18 @@ class Access:
     def may(self, namespace: str, name: str, verb: Verb) -> bool:
         """May the peer do `verb` with the dot namespace/name (whether or not it exists)?"""
         needed = _NEEDED.get(verb)
-        if needed is None or self.role < needed:
+        if needed is None or self.role < needed or not self.is_valid():
             return False
         is_named = self.patterns is None or any(
             pattern.matches(namespace, name) for pattern in self.patterns
         )
-        if not is_named:
+        if not is_named or (self.only is not None and not self.only.matches(namespace, name)):
             return False
         if self._is_everywhere_at_home or namespace == self.user:
             return True
         if needed is Role.READ and self.patterns is not None:
             return True
-        return needed < Role.ADMIN and self.is_collaborator(self.user, namespace, name)
+        return verb in _FOR_COLLABORATORS and self.is_collaborator(self.user, namespace, name)
 
 
 def full_access(user: str) -> Access:

@@ -25,12 +25,16 @@ async def in_thread(work: Callable[[], ResultT]) -> ResultT:
         raise
 
 
-async def steps_in_thread(steps: Generator[None, None, ResultT]) -> ResultT:
-    """Run a generator of small steps in a thread; it stops between two when we are cancelled."""
+async def steps_in_thread(
+    steps: Generator[None, None, ResultT], check: Callable[[], None] = lambda: None
+) -> ResultT:
+    """Run a generator of small steps in a thread; it stops between two when we are cancelled, or
+    when `check` raises."""
     is_cancelled = threading.Event()
 
     def run() -> ResultT | None:
         while not is_cancelled.is_set():
+            check()
             try:
                 next(steps)
             except StopIteration as stop:

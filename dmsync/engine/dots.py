@@ -34,7 +34,7 @@ from dmsync.errors import (
     UsageError,
 )
 from dmsync.storage.catalog import DotRow
-from dmsync.storage.durable import fsync_directory, make_directory_durable
+from dmsync.storage.durable import fsync_directory, make_directory_durable, storage_errors
 
 MASTER = "master"
 ROOT_SUBDOT = "__root__"
@@ -71,6 +71,8 @@ class DotDetails:
     """Commits that are here by their record alone."""
     subdots: tuple[str, ...] | None = None
     """The subdots whose content is kept here; None: all."""
+    collaborators: tuple[str, ...] = ()
+    """Users who may read and write it on this store beside its owner."""
 
 
 def init_dot(store: Store, name: str, *, at: str | None, as_root: bool) -> DotRow:
@@ -290,6 +292,7 @@ def show_dot(store: Store, name: str | None) -> DotDetails:
         upstreams=upstreams,
         hollow_commits=len(store.catalog.hollow_commits(row.dot)),
         subdots=store.catalog.scope(row.dot),
+        collaborators=tuple(store.catalog.collaborators(row.dot)),
     )
 
 
@@ -408,7 +411,8 @@ def finish_deletions(store: Store) -> None:
         target = store.layout.trashed_dot_dir(row.trash)
         if os.path.isdir(source) and not os.path.exists(target):
             store.forget_objects(row.dot)
-            os.rename(source, target)
+            with storage_errors(f"moving {source} to the trash"):
+                os.rename(source, target)
             fsync_directory(store.layout.trash_dir)
 
 
@@ -428,7 +432,8 @@ def bring_back_directory(store: Store, dot: DotId, trash: str) -> None:
     if os.path.isdir(source):
         store.forget_objects(dot)
         _remove_skeleton(store, dot)
-        os.rename(source, target)
+        with storage_errors(f"moving {source} out of the trash"):
+            os.rename(source, target)
         fsync_directory(store.layout.dots_dir)
     elif not os.path.isdir(target):
         raise NotFound("the dot's data is gone: the trash has been emptied", dot=dot.hex())
@@ -455,11 +460,12 @@ def _take_back_trees(store: Store, dot: DotId, trash: str) -> None:
         return
     for name in os.listdir(source):
         if not os.path.lexists(store.layout.tree_dir(dot, name)):
-            os.rename(os.path.join(source, name), store.layout.tree_dir(dot, name))
+            with storage_errors(f"moving the tree {name} out of the trash"):
+                os.rename(os.path.join(source, name), store.layout.tree_dir(dot, name))
     fsync_directory(store.layout.trees_dir(dot))
 
 
-def revive_dot(store: Store, dot: DotId, namespace: str, name: str) -> None:
+def revive_dot(store: Store, dot: DotId, namespace: str, name: str, actor: str) -> None:
     """Let a deleted dot come again (by push or clone) as a bare one without refs.
 
     Its commits are known again, so that only what is new must be sent; its old refs stay in the
@@ -471,7 +477,7 @@ def revive_dot(store: Store, dot: DotId, namespace: str, name: str) -> None:
     store.forget_objects(dot)
     store.layout.make_dot_dirs(dot)
     _take_back_packs(store, dot, row.trash)
-    with store.transaction("revive") as tx:
+    with store.catalog.transaction("revive", actor) as tx:
         if store.catalog.dot_by_name(namespace, name) is not None:
             raise AlreadyExists(f"{display_name(store, namespace, name)} exists already")
         tx.append(DotRestored(dot, namespace, name))
@@ -489,5 +495,6 @@ def _take_back_packs(store: Store, dot: DotId, trash: str) -> None:
         return
     target = store.layout.packs_dir(dot)
     for name in os.listdir(source):
-        os.rename(os.path.join(source, name), os.path.join(target, name))
+        with storage_errors(f"moving {name} out of the trash"):
+            os.rename(os.path.join(source, name), os.path.join(target, name))
     fsync_directory(target)

@@ -2,9 +2,8 @@
 
 import gzip
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import IO, Final
 
@@ -17,10 +16,18 @@ from dmsync.core.revisions import Revision, split_path
 from dmsync.engine.progress import Progress
 from dmsync.engine.restore import restore_tree
 from dmsync.engine.revision_lookup import commit_named
-from dmsync.engine.safe_files import shown, temporary_name
+from dmsync.engine.safe_files import remove_tree, shown, temporary_name
 from dmsync.engine.store import Store
 from dmsync.engine.tar_stream import TarStream
-from dmsync.errors import AlreadyExists, NotFound, PathNotFound, UsageError, WouldLose
+from dmsync.engine.tree_bounds import check_extent
+from dmsync.errors import (
+    AlreadyExists,
+    NotFound,
+    PathNotFound,
+    StorageFailed,
+    UsageError,
+    WouldLose,
+)
 from dmsync.storage.catalog import DotRow
 from dmsync.storage.durable import fsync_directory, storage_errors, whole_file
 
@@ -106,6 +113,8 @@ def export(
             f"{shown(path)} is no directory",
             hint=f"dm cat {request.place} prints a file; a tar archive may hold a single one",
         )
+    if entry.kind is EntryKind.DIRECTORY:
+        check_extent(store.objects(dot.dot), entry.tree)
     if request.dry_run:
         return _measured(store, dot.dot, commit_id, path, entry)
     if not is_archive(request.destination):
@@ -231,7 +240,8 @@ def _directory(destination: bytes) -> Iterator[bytes]:
         with storage_errors(f"making {shown(final)}"):
             os.rename(building, final)
     except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
+        with suppress(StorageFailed):
+            remove_tree(building)
         raise
     fsync_directory(os.path.dirname(final))
 

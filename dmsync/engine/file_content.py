@@ -25,7 +25,7 @@ from dmsync.core.chunking import (
     is_zero,
 )
 from dmsync.core.ids import Kind, ObjectId, object_id
-from dmsync.core.objects import Entry, Layout
+from dmsync.core.objects import HOLES_BYTES_MAX, Entry, Layout
 from dmsync.core.pages import (
     MANIFEST,
     ZERO_RUN,
@@ -33,7 +33,6 @@ from dmsync.core.pages import (
     PageReader,
     PageWriter,
     Span,
-    file_spans,
     write_manifest,
 )
 from dmsync.engine.block_content import (
@@ -56,7 +55,6 @@ from dmsync.engine.file_blocks import (
 from dmsync.engine.forking import may_fork
 from dmsync.engine.ordered_jobs import OrderedJobs
 from dmsync.engine.progress import SILENT, Progress
-from dmsync.errors import BadObject
 from dmsync.storage.chunk_forms import NewChunk, PreparedChunk
 from dmsync.storage.pack_writer import PackWriter
 from dmsync.storage.stages import stage
@@ -69,8 +67,6 @@ if TYPE_CHECKING:
     _BlockProcesses = WorkerProcesses[Block, BlockContent]
 
 assert FIXED_CHUNK_BYTES == SEGMENT_BYTES, "a chunk's id is its segment's hash"
-SPANS_PER_STEP: Final = 256
-"""Spans that checking a file takes in one step: at most so many chunks are read in it."""
 CHANGED_THREADS: Final = 1
 """Storing what replaces something follows chains of small deltas, mostly under Python's lock: a
 second thread doubles the CPU time, and the time passed, by handing that lock to and fro."""
@@ -81,8 +77,6 @@ BATCH_BYTES: Final = 2 * 1024 * 1024
 _BATCH_CHUNKS_MAX: Final = 4096
 BATCHES_AHEAD: Final = 4
 _IDS_REMEMBERED: Final = 65_536
-SPARSE_BYTES_MAX: Final = 1 << 46
-"""Apparent size up to which a file with holes is hashed: 64 TiB take a minute, 8 EiB never end."""
 _FORKED_BYTES_MIN: Final = 8 * READ_BYTES
 """A changed region of this length pays for forking: some 5 ms."""
 _FORKED_BLOCK_BYTES: Final = 4 * READ_BYTES
@@ -232,7 +226,7 @@ class ContentReader:
         if not extents:
             self._count_zeros(size, old)
             return FileContent(size, b"", Layout.ZERO, None, sparse=True)
-        if size > SPARSE_BYTES_MAX and sparse:
+        if size > HOLES_BYTES_MAX and sparse:
             raise TooLarge
         if size > READ_BYTES:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -533,58 +527,3 @@ def _maximal(spans: Iterator[Span]) -> Iterator[Span]:
 def _chained(first: Span, rest: Iterator[Span]) -> Iterator[Span]:
     yield first
     yield from rest
-
-
-# --- checking ----------------------------------------------------------------------------------
-
-
-def check_content(reader: ChunkReader, entry: Entry) -> Generator[None, None, None]:
-    """Check in small steps that a file entry's size and content are what its chunks say.
-
-    Aligned chunks of a segment count by their ids alone, so that a file in fixed layout is not
-    read; others are, one chunk at a time. That a chunk is as long as its span is for the caller
-    to check where the chunk is not read.
-
-    Raises:
-        BadObject: they are not. ObjectMissing, HashMismatch: a page or chunk cannot be read.
-    """
-    if entry.layout in (Layout.EMPTY, Layout.ZERO):
-        return  # decoding an entry checks all there is
-    if entry.layout is Layout.SINGLE:
-        if entry.size > SEGMENT_BYTES:
-            raise BadObject(f"a file of {entry.size} bytes is no single segment")
-        return
-    hasher = FileHasher()
-    zeros = 0
-    for number, span in enumerate(file_spans(reader, entry)):
-        if number % SPANS_PER_STEP == 0:
-            yield
-        if span.chunk == ZERO_RUN:
-            zeros += span.length
-            _check_zeros(zeros, entry.size)
-            hasher.add_zeros(span.length)
-        elif hasher.is_aligned and _is_segment(span, entry.size - hasher.size):
-            hasher.add_segment_hash(span.chunk, span.length)
-        else:
-            hasher.update(_chunk_of(reader, span))
-    if hasher.content() != entry.content:
-        raise BadObject("a file's content id is not what its chunks say")
-
-
-def _is_segment(span: Span, left: int) -> bool:
-    """Is the span, which begins a segment, the whole of it, `left` bytes before the file's end?"""
-    return span.length == min(SEGMENT_BYTES, left)
-
-
-def _check_zeros(zeros: int, size: int) -> None:
-    if zeros == size:
-        raise BadObject("a file of zeros only has a manifest")
-    if zeros > SPARSE_BYTES_MAX:
-        raise BadObject(f"a file with more than {SPARSE_BYTES_MAX} bytes of holes")
-
-
-def _chunk_of(reader: ChunkReader, span: Span) -> bytes:
-    data = reader.read(Kind.CHUNK, span.chunk)
-    if len(data) != span.length:
-        raise BadObject("a chunk is not as long as its span")
-    return data

@@ -7,21 +7,19 @@ pack checked, and the closure of every ref walked page by page. Changes nothing.
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from dmsync.core.graph import ancestors_difference
-from dmsync.core.ids import Kind, ObjectId, object_id
-from dmsync.core.objects import Entry, EntryKind, commit_from_bytes, tag_from_bytes
-from dmsync.core.objects import Layout as FileLayout
-from dmsync.core.pages import DIRECTORY, MANIFEST, ZERO_RUN, Page, Span, read_page
-from dmsync.engine.file_content import check_content
+from dmsync.core.ids import Kind, ObjectId
+from dmsync.core.objects import tag_from_bytes
+from dmsync.engine.closure_walk import Closure
 from dmsync.engine.materialise import private_directory
 from dmsync.engine.progress import SILENT, Progress
+from dmsync.engine.repairing.losses import read_losses
 from dmsync.engine.store import Store
 from dmsync.errors import (
-    BadObject,
-    ContentAbsent,
     Corruption,
     DmError,
     RevisionNotFound,
@@ -34,8 +32,6 @@ from dmsync.storage.event_log import EventLog
 from dmsync.storage.object_store import ObjectStore
 from dmsync.storage.stages import stage
 
-DAMAGE_NAMED_MAX = 64
-"""Damaged objects told apart below one page; with more, only the first ones name their commits."""
 COMPARISONS_MAX = 3
 """Times the fold is repeated when somebody appends to the log meanwhile."""
 
@@ -43,12 +39,14 @@ COMPARISONS_MAX = 3
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong. `dot` is a name, or "" for the store itself; `where` names a file, ref or
-    object; `commits` are those that cannot be trusted because of it (hex, newest first)."""
+    object; `commits` are those that cannot be trusted because of it (hex, newest first), `paths`
+    files and directories of the newest of them that hold it."""
 
     dot: str
     where: str
     message: str
     commits: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
 
 @dataclass
@@ -84,12 +82,42 @@ def fsck(
     report = FsckReport(full)
     if dots is None:
         _check_store(store, report, progress)
+    _tell_losses(store, report)
     for dot in store.catalog.dots() if dots is None else dots:
         with stage("verify"):
-            _check_packs(store, dot, report, progress)
-            _check_closure(store, dot, report, progress)
+            _check_packs(store.objects(dot.dot), dot, report, progress)
+            _check_closure(store, store.objects(dot.dot), dot, report, progress)
         _check_tree(store, dot, report)
+    for dot, path in trashed_dots(store) if dots is None else ():
+        with stage("verify"), opened_trash(path, dot) as objects:
+            _check_packs(objects, dot, report, progress)
+            _check_closure(store, objects, dot, report, progress)
     return report
+
+
+def _tell_losses(store: Store, report: FsckReport) -> None:
+    """What a repair could not put back stays a problem until somebody accepts it."""
+    for loss in read_losses(store.layout):
+        message = f"lost: {loss.why} (to accept that: dm fsck --repair --accept-loss)"
+        commits = (loss.commit,) if loss.commit else ()
+        report.problems.append(Problem(loss.name, loss.where, message, commits))
+
+
+def trashed_dots(store: Store) -> Iterator[tuple[DotRow, str]]:
+    """Deleted dots that can come back, called by where they lie, and their directories."""
+    for dot in store.catalog.dots(include_deleted=True):
+        if dot.trash is not None:
+            path = store.layout.trashed_dot_dir(dot.trash)
+            if os.path.isdir(path):
+                yield replace(dot, name=f"trash/{dot.trash}"), path
+
+
+@contextmanager
+def opened_trash(path: str, dot: DotRow) -> Iterator[ObjectStore]:
+    """The objects of a dot in the trash."""
+    with ObjectStore(path) as objects:
+        objects.dot_id = dot.dot
+        yield objects
 
 
 def _check_store(store: Store, report: FsckReport, progress: Progress) -> None:
@@ -99,7 +127,7 @@ def _check_store(store: Store, report: FsckReport, progress: Progress) -> None:
         _record(report, "", "events", lambda: _verify_log(store, report))
     progress.phase("folding the event log")
     with stage("catalog"):
-        _record(report, "", "catalog.sqlite", lambda: _compare_projection(store, report))
+        _record(report, "", "catalog.sqlite", lambda: compare_projection(store, report))
     known = {dot.dot.hex() for dot in store.catalog.dots(include_deleted=True)}
     try:
         found = sorted(os.listdir(store.layout.dots_dir))
@@ -138,18 +166,21 @@ def _verify_log(store: Store, report: FsckReport) -> None:
     """Read the whole log: each record's checksum and its place in the chain.
 
     That the log lost its end cannot be seen from the log: a writer noticed it and noted it. It
-    stays a problem until somebody removes the note.
+    stays a problem until a repair acknowledges it.
     """
     log = EventLog(store.layout.events_dir)
     for lost in log.lost_end():
-        message = f"{lost} (to confirm that you know, remove events/lost-end)"
+        message = f"{lost} (to confirm that you know: dm fsck --repair)"
         report.problems.append(Problem("", "events", message))
     for _ in log.read():
         pass
 
 
-def _compare_projection(store: Store, report: FsckReport) -> None:
-    """The catalog must be what folding the log anew gives, table by table."""
+def compare_projection(store: Store, report: FsckReport) -> None:
+    """The catalog must be what folding the log anew gives, table by table, and find it again by
+    its indexes."""
+    for contradiction in store.catalog.contradictions():
+        report.problems.append(Problem("", "catalog.sqlite", contradiction))
     for _ in range(COMPARISONS_MAX):
         fresh_seq, fresh = _fold_anew(store)
         store.catalog.refresh()
@@ -185,8 +216,7 @@ def _fold_in(directory: str, store: Store) -> tuple[int, dict[str, str]]:
 # --- packs -----------------------------------------------------
 
 
-def _check_packs(store: Store, dot: DotRow, report: FsckReport, progress: Progress) -> None:
-    objects = store.objects(dot.dot)
+def _check_packs(objects: ObjectStore, dot: DotRow, report: FsckReport, progress: Progress) -> None:
     packs = objects.packs()
     bytes_total = sum(pack.bytes for pack in packs)
     report.packs += len(packs)
@@ -209,20 +239,22 @@ def _check_packs(store: Store, dot: DotRow, report: FsckReport, progress: Progre
 # --- closures -----------------------------------------------------
 
 
-def _check_closure(store: Store, dot: DotRow, report: FsckReport, progress: Progress) -> None:
+def _check_closure(
+    store: Store, objects: ObjectStore, dot: DotRow, report: FsckReport, progress: Progress
+) -> None:
     """Every commit that a ref or a stored working state names, with all it holds; of hollow ones
     the record, and of all only the subdots that are kept here."""
     subdots = store.catalog.scope(dot.dot)
     progress.phase(f"walking trees of {dot.name}")
-    closure = _Closure(
-        store.objects(dot.dot),
+    closure = Closure(
+        objects,
         full=report.full,
         progress=progress,
         scope=None if subdots is None else frozenset(name.encode() for name in subdots),
     )
     damaged: dict[ObjectId, list[ObjectId]] = {}
     hollow = 0
-    for commit in _commits(store, dot, report):
+    for commit in _commits(store, objects, dot, report):
         report.commits += 1
         row = store.catalog.commit(dot.dot, commit)
         is_hollow = row is not None and row.is_hollow
@@ -242,31 +274,92 @@ def _check_closure(store: Store, dot: DotRow, report: FsckReport, progress: Prog
                 bad.hex(),
                 closure.reasons[bad],
                 tuple(commit.hex() for commit in reversed(commits)),
+                tuple(map(_shown, closure.paths_of(bad, commits[-1]))),
             )
         )
     report.pages += closure.pages_count
     report.chunks += closure.chunks
 
 
-def _commits(store: Store, dot: DotRow, report: FsckReport) -> Iterator[ObjectId]:
+def _shown(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
+
+
+@dataclass
+class Harm:
+    """What of a dot cannot be read: objects by id, and the commits that need them, parents
+    first. `reasons` are for people, `paths` as of a Problem."""
+
+    objects: dict[ObjectId, Kind] = field(default_factory=dict)
+    commits: list[ObjectId] = field(default_factory=list)
+    reasons: dict[ObjectId, str] = field(default_factory=dict)
+    paths: dict[ObjectId, list[tuple[ObjectId, bytes]]] = field(default_factory=dict)
+    """Where an object is: (commit, path) of the newest commit that needs it."""
+
+    def __bool__(self) -> bool:
+        return bool(self.objects)
+
+
+def find_harm(
+    store: Store, objects: ObjectStore, dot: DotRow, *, progress: Progress = SILENT
+) -> Harm:
+    """Read everything that refs and stored working states of the dot name, and tell what of it
+    is not here or not sound. Commits that the catalog could not take in come first."""
+    harm = Harm()
+    for commit in store.catalog.missing_commits(dot.dot):
+        if not objects.has(Kind.COMMIT, commit):
+            harm.objects[commit] = Kind.COMMIT
+            harm.commits.append(commit)
+            harm.reasons[commit] = f"commit {commit.hex()[:12]} is not in this dot"
+    for ref in store.catalog.refs(dot.dot, "tag/"):
+        is_commit = store.catalog.has_commit(dot.dot, ref.target)
+        is_told = is_commit or ref.target in harm.objects
+        if not is_told and not objects.has(Kind.TAG, ref.target):
+            harm.objects[ref.target] = Kind.TAG
+            harm.reasons[ref.target] = f"{ref.name}: its tag object is not in this dot"
+    subdots = store.catalog.scope(dot.dot)
+    scope = None if subdots is None else frozenset(name.encode() for name in subdots)
+    progress.phase(f"walking trees of {dot.name}")
+    closure = Closure(objects, full=True, progress=progress, scope=scope)
+    for commit in _commits(store, objects, dot, FsckReport(full=True)):
+        row = store.catalog.commit(dot.dot, commit)
+        is_hollow = row is not None and row.is_hollow
+        payload = None if row is None else row.payload
+        found = closure.damage_of_commit(commit, payload, is_hollow=is_hollow)
+        if found and commit not in harm.objects:
+            harm.commits.append(commit)
+        for bad in found:
+            if bad in closure.kinds:
+                harm.objects.setdefault(bad, closure.kinds[bad])
+                harm.reasons.setdefault(bad, closure.reasons[bad])
+                harm.paths[bad] = [(commit, path) for path in closure.paths_of(bad, commit)]
+    return harm
+
+
+def _commits(
+    store: Store, objects: ObjectStore, dot: DotRow, report: FsckReport
+) -> Iterator[ObjectId]:
     """Each commit once, parents first; a ref whose commit is unknown is a problem."""
     tips: dict[ObjectId, None] = {}
     snapshots: dict[ObjectId, None] = {}
     for ref in store.catalog.refs(dot.dot):
         try:
-            tips[_commit_at(store, dot, ref)] = None
+            tips[_commit_at(store, objects, dot, ref)] = None
         except DmError as error:
             report.problems.append(Problem(dot.name, ref.name, error.message))
     for row in store.catalog.working_snapshots(dot.dot):
         snapshots[row.commit] = None
+    for missing in store.catalog.missing_commits(dot.dot):
+        message = f"commit {missing.hex()[:12]} is named by the event log and is not here"
+        report.problems.append(Problem(dot.name, "history", message, (missing.hex(),)))
     try:
         yield from ancestors_difference(store.catalog.graph(dot.dot), list(tips), [])
-    except RevisionNotFound as gap:
+    except DmError as gap:
         report.problems.append(Problem(dot.name, "history", gap.message))
     yield from (saved for saved in snapshots if saved not in tips)
 
 
-def _commit_at(store: Store, dot: DotRow, ref: RefRow) -> ObjectId:
+def _commit_at(store: Store, objects: ObjectStore, dot: DotRow, ref: RefRow) -> ObjectId:
     """The commit a ref names, by way of its tag object when it is an annotated tag.
 
     Raises:
@@ -275,204 +368,13 @@ def _commit_at(store: Store, dot: DotRow, ref: RefRow) -> ObjectId:
     """
     commit = ref.target
     if ref.name.startswith("tag/") and not store.catalog.has_commit(dot.dot, commit):
-        tag = tag_from_bytes(store.read_tag(dot.dot, commit))
+        tag = tag_from_bytes(objects.read(Kind.TAG, commit))
         if tag.name != ref.short_name:
             raise Corruption(f"names the tag object of {tag.name}")
         commit = tag.target
     if not store.catalog.has_commit(dot.dot, commit):
         raise RevisionNotFound(f"names the unknown commit {commit.hex()}")
     return commit
-
-
-FileKey = tuple[FileLayout, ObjectId | None, int, bytes]
-"""Equal ones need one check: layout, manifest, size, content id."""
-_NONE: frozenset[ObjectId] = frozenset()
-
-
-class _Closure:
-    """Walks trees; each page once. Remembers only pages below which something is damaged."""
-
-    def __init__(
-        self,
-        objects: ObjectStore,
-        *,
-        full: bool,
-        progress: Progress,
-        scope: frozenset[bytes] | None = None,
-    ) -> None:
-        self.pages: set[ObjectId] = set()
-        self._roots: set[ObjectId] = set()
-        """Pages of roots of which only the entries in `scope` were walked."""
-        self._scope = scope
-        self.chunks = 0
-        self.reasons: dict[ObjectId, str] = {}
-        self._objects = objects
-        self._full = full
-        self._progress = progress
-        self._damage: dict[ObjectId, frozenset[ObjectId]] = {}
-        self._chunk_bytes: dict[ObjectId, int] = {}
-        """Length of every chunk that was read."""
-        self._bytes_read = 0
-        self._files: dict[FileKey, str] = {}
-        """What is wrong with each file that was checked, or "" for nothing."""
-
-    def damage_of_commit(
-        self, commit: ObjectId, payload: bytes | None, *, is_hollow: bool = False
-    ) -> frozenset[ObjectId]:
-        """What is missing or harmed of a commit: itself, pages, chunks."""
-        try:
-            stored = self._objects.read_commit(commit)
-            if payload is not None and object_id(Kind.COMMIT, payload) != commit:
-                raise Corruption("the commit's row in the catalog is not the commit")
-            root = commit_from_bytes(stored, trusted=True).root
-        except DmError as error:
-            self.reasons[commit] = error.message
-            return frozenset((commit,))
-        return _NONE if is_hollow else self._damage_of_tree(root)
-
-    @property
-    def pages_count(self) -> int:
-        return len(self.pages | self._roots)
-
-    def _damage_of_tree(self, root: Entry) -> frozenset[ObjectId]:
-        if root.tree is None:
-            return _NONE
-        self._walk(root.tree)
-        return self._damage.get(root.tree, _NONE)
-
-    def _walk(self, root: ObjectId) -> None:
-        """Depth first without recursion: a hostile tree may be deep."""
-        stack = [_Step(root, DIRECTORY, self._scope)]
-        while stack:
-            step = stack[-1]
-            if step.children is None:
-                walked = self.pages if step.scope is None else self._roots
-                if step.page in walked:
-                    stack.pop()
-                    continue
-                walked.add(step.page)
-                step.children = self._open(step)
-            child = next(step.children, None)
-            if child is not None:
-                step.seen.append(child.page)
-                stack.append(child)
-                continue
-            stack.pop()
-            self._close(step)
-
-    def _open(self, step: "_Step") -> "Iterator[_Step]":
-        try:
-            page = read_page(self._objects, step.page, step.page_type)
-        except DmError as error:
-            self._blame(step, step.page, error.message)
-            return iter(())
-        self._tell()
-        for span in _chunks_of(page, step.scope):
-            self._check_chunk(step, span)
-        if self._full and page.type == DIRECTORY and page.level == 0:
-            for entry in _in_scope(page, step.scope):
-                self._check_file(step, entry)
-        return iter(_pages_of(page, step.scope))
-
-    def _check_chunk(self, step: "_Step", span: Span) -> None:
-        chunk = span.chunk
-        if chunk in self.reasons:
-            step.damage.add(chunk)
-            return
-        if not self._full:
-            self.chunks += 1
-            if not self._objects.has_key(chunk[:8]):
-                self._blame(step, chunk, "chunk is missing")
-            return
-        if chunk not in self._chunk_bytes:
-            self.chunks += 1
-            try:
-                self._chunk_bytes[chunk] = len(self._objects.read(Kind.CHUNK, chunk))
-            except DmError as error:
-                self._blame(step, chunk, error.message)
-                return
-            self._bytes_read += self._chunk_bytes[chunk]
-            self._tell()
-        if self._chunk_bytes[chunk] != span.length:
-            self._blame(step, step.page, f"chunk {chunk.hex()[:12]} is not as long as its span")
-
-    def _check_file(self, step: "_Step", entry: Entry) -> None:
-        """The content id must be that of the chunks; what cannot be read is told elsewhere."""
-        if entry.kind is not EntryKind.FILE:
-            return
-        key = (entry.layout, entry.tree, entry.size, entry.content)
-        if key not in self._files:
-            self._files[key] = ""
-            try:
-                for _ in check_content(self._objects, entry):
-                    pass
-            except BadObject as error:
-                self._files[key] = error.message
-            except (Corruption, ContentAbsent):
-                pass  # the walk names the page or chunk
-        if self._files[key]:
-            name = entry.name.decode("utf-8", "backslashreplace")
-            self._blame(step, step.page, f"file {name!a}: {self._files[key]}")
-
-    def _tell(self) -> None:
-        self._progress.reached(self._bytes_read, len(self.pages) + self.chunks)
-
-    def _blame(self, step: "_Step", bad: ObjectId, reason: str) -> None:
-        self.reasons[bad] = reason
-        step.damage.add(bad)
-
-    def _close(self, step: "_Step") -> None:
-        for child in step.seen:
-            step.damage |= self._damage.get(child, _NONE)
-        if step.damage:
-            self._damage[step.page] = frozenset(sorted(step.damage)[:DAMAGE_NAMED_MAX])
-
-
-class _Step:
-    """One page on the way down; with `scope` only these entries of it count."""
-
-    __slots__ = ("children", "damage", "page", "page_type", "scope", "seen")
-
-    def __init__(
-        self, page: ObjectId, page_type: int, scope: frozenset[bytes] | None = None
-    ) -> None:
-        self.page = page
-        self.page_type = page_type
-        self.scope = scope
-        self.children: Iterator[_Step] | None = None
-        self.seen: list[ObjectId] = []
-        self.damage: set[ObjectId] = set()
-
-
-def _in_scope(page: Page, scope: frozenset[bytes] | None) -> Iterator[Entry]:
-    """The entries of a directory's leaf that count."""
-    return (entry for entry in page.items if scope is None or entry.name in scope)
-
-
-def _pages_of(page: Page, scope: frozenset[bytes] | None) -> Iterator[_Step]:
-    """The pages one page names: its children, or the roots of what its entries hold."""
-    if page.level > 0:
-        for child in page.items:
-            yield _Step(child.page, page.type, scope)
-    elif page.type == DIRECTORY:
-        for entry in _in_scope(page, scope):
-            if entry.tree is not None:
-                is_directory = entry.kind is EntryKind.DIRECTORY
-                yield _Step(entry.tree, DIRECTORY if is_directory else MANIFEST)
-
-
-def _chunks_of(page: Page, scope: frozenset[bytes] | None) -> Iterator[Span]:
-    """The chunks a leaf page names directly, and how long they must be."""
-    if page.level > 0:
-        return
-    if page.type == DIRECTORY:
-        for entry in _in_scope(page, scope):
-            if entry.kind is EntryKind.FILE and entry.layout is FileLayout.SINGLE:
-                yield Span(entry.size, ObjectId(entry.content))
-        return
-    for span in page.items:
-        if span.chunk != ZERO_RUN:
-            yield span
 
 
 # --- trees -----------------------------------------------------

@@ -9,7 +9,10 @@ from typing import Final
 
 from dmsync.core.events import (
     BranchRenamed,
+    CollaboratorAdded,
+    CollaboratorRemoved,
     CommitsAdded,
+    CommitsForgotten,
     CommitsListed,
     CommitsThinned,
     ConflictResolved,
@@ -21,10 +24,12 @@ from dmsync.core.events import (
     DotRestored,
     DotScopeSet,
     Event,
+    GarbageCollected,
     HeadSwitched,
     MergeEnded,
     MergeStarted,
     Operation,
+    QuotaSet,
     RefChanged,
     RemoteAdded,
     RemoteObserved,
@@ -176,19 +181,26 @@ def _is_change(event: Event, operation: Operation) -> bool:
             return event.discarded or event.from_commit != event.to_root_commit
         case UpstreamSet():
             return not talks_to_remote(operation)
+        case GarbageCollected():
+            return any(number for _, number in event.freed)
         case (
             BranchRenamed()
+            | CollaboratorAdded()
+            | CollaboratorRemoved()
+            | CommitsForgotten()
             | CommitsThinned()
             | ConflictResolved()
             | CurrentDotSwitched()
             | DotCreated()
             | DotDeleted()
+            | DotPurged()
             | DotRenamed()
             | DotRestored()
             | DotScopeSet()
             | HeadSwitched()
             | MergeEnded()
             | MergeStarted()
+            | QuotaSet()
             | RemoteAdded()
             | RemoteRemoved()
             | RemoteRenamed()
@@ -228,6 +240,10 @@ def describe(store: Store, event: Event) -> list[str]:
             return _commits(event.commits, isinstance(event, CommitsListed))
         case CommitsThinned():
             return [f"content of {len(event.commits)} commits given up ({event.reason})"]
+        case CommitsForgotten():
+            return [f"{len(event.commits)} commits that nothing named given up"]
+        case GarbageCollected():
+            return [f"garbage of {_named(store, event.dot)} collected{_freed(event.freed)}"]
         case SignatureAdded():
             return [f"signature of {short(event.target)}"]
         case DotScopeSet():
@@ -272,6 +288,13 @@ def _describe_dot(store: Store, event: Event) -> list[str]:
             return [f"directory {event.path.decode('utf-8', 'backslashreplace')} attached"]
         case TreeDetached():
             return ["directory detached"]
+        case CollaboratorAdded():
+            return [f"dot {_named(store, event.dot)} shared with {event.user}"]
+        case CollaboratorRemoved():
+            return [f"dot {_named(store, event.dot)} no longer shared with {event.user}"]
+        case QuotaSet():
+            limit = "none" if event.bytes_max is None else f"{event.bytes_max} bytes"
+            return [f"quota of {event.namespace or 'the store itself'}: {limit}"]
         case _:
             return []
 
@@ -306,6 +329,11 @@ def _describe_remote(event: Event) -> list[str]:
             return [f"no upstream at {event.remote}"]
         case _:
             return []
+
+
+def _freed(freed: tuple[tuple[str, int], ...]) -> str:
+    told = [f"{number} {name}" for name, number in freed if number]
+    return f": {', '.join(told)}" if told else ", nothing to free"
 
 
 def _commits(commits: tuple[ObjectId, ...], are_hollow: bool) -> list[str]:

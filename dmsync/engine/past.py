@@ -26,7 +26,7 @@ class PastStore(Store):
 
     def __init__(self, home: str, settings: EngineSettings, seq: int) -> None:
         """Raises NotFound: there is no event `seq` yet; as Store.open otherwise."""
-        super().__init__(open_store(home), settings)
+        super().__init__(open_store(home, sudo_user=settings.sudo_user), settings)
         try:
             check_seq(self, seq)
             with storage_errors("making a temporary directory"):

@@ -37,7 +37,7 @@ class SyncStore(Protocol):
     def objects(self, dot: DotId) -> ObjectStore: ...
 
 
-Verb = Literal["read", "append", "write", "admin"]
+Verb = Literal["read", "append", "write", "share", "admin"]
 
 
 class Access(Protocol):
@@ -45,6 +45,19 @@ class Access(Protocol):
 
     @property
     def user(self) -> str: ...
+
+    @property
+    def actor(self) -> str:
+        """User and key, for the log."""
+        ...
+
+    @property
+    def login(self) -> str:
+        """The name that the transport logged the peer in as; empty where that means nothing."""
+        ...
+
+    @property
+    def address(self) -> str: ...
 
     @property
     def default_namespace(self) -> str: ...
@@ -76,7 +89,7 @@ def _unlocked(store: Any, dot: DotId) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _stays_deleted(store: Any, dot: DotId, namespace: str, name: str) -> None:
+def _stays_deleted(store: Any, dot: DotId, namespace: str, name: str, actor: str) -> None:
     raise DotIdClash(
         "Cannot reconcile: this dot was deleted here and is still in the trash", dot=dot.hex()
     )
@@ -92,8 +105,8 @@ class TargetTree:
     (`held`: what the tree holds) are recorded in the transaction that moves the ref,
     `finish_switches(store, dot)` then does what they announce: a kill between the two leaves a
     tree that is known to be behind. All are called inside `locked(store, dot)`, except the first
-    early check. `revive(store, dot, namespace, name)` makes a deleted dot a bare one again before
-    it is received anew.
+    early check. `revive(store, dot, namespace, name, actor)` makes a deleted dot a bare one again
+    before it is received anew.
     """
 
     refuse_if_dirty: Callable[[Any, DotId, str], None] = field(default=_never_dirty)
@@ -103,4 +116,4 @@ class TargetTree:
     )
     finish_switches: Callable[[Any, DotId], None] = field(default=_nothing_to_finish)
     locked: Callable[[Any, DotId], AbstractContextManager[Any]] = field(default=_unlocked)
-    revive: Callable[[Any, DotId, str, str], None] = field(default=_stays_deleted)
+    revive: Callable[[Any, DotId, str, str, str], None] = field(default=_stays_deleted)

@@ -19,6 +19,7 @@ from dmsync.engine.progress import SILENT, Progress
 from dmsync.engine.recorded_tree import RecordedTree
 from dmsync.engine.restoring.file_writing import BatchReader
 from dmsync.engine.restoring.finishing import METADATA, DirectoryDrafts, root_remarks
+from dmsync.engine.restoring.folding import alike, not_told_apart
 from dmsync.engine.restoring.live_directory import (
     DirectoryWork,
     LiveDirectory,
@@ -40,6 +41,7 @@ from dmsync.engine.safe_files import (
     translated,
 )
 from dmsync.engine.stat_baseline import Baseline, Sync
+from dmsync.engine.tree_bounds import check_bounds
 from dmsync.engine.tree_scan import MODE, is_socket, stat_of
 from dmsync.errors import BadObject, StorageFailed
 from dmsync.storage.stages import stage
@@ -170,6 +172,10 @@ class _Restore:
         os.close(self._root_fd)
 
     def run(self) -> RestoreResult:
+        here, there = self._known.entry(self._prefix), self._target.entry(self._prefix)
+        if there is not None:
+            old_tree = None if here is None else here.tree
+            check_bounds(self._store, old_tree, there.tree, self._root_fd)
         # of a tree that is known only what differs is written, which nobody knows before
         self._progress.phase("writing", sizes=None if self._has_cache else self._sizes())
         with stage("plan"):
@@ -293,6 +299,7 @@ class _Restore:
             wanted = {name: entry for name, entry in wanted.items() if name in self._scope}
         if b"." in directory.before:
             directory.after[b"."] = directory.before.pop(b".")
+        wanted = self._told_apart(directory, wanted)
         self._clear(directory, wanted)
         subdirectories = []
         for name, entry in wanted.items():
@@ -307,6 +314,23 @@ class _Restore:
         self._files_seen += len(wanted)
         self._queue.leave(directory, partial(self._complete, directory, self._files_seen))
         return subdirectories
+
+    def _told_apart(
+        self, directory: LiveDirectory, wanted: dict[bytes, Entry]
+    ) -> dict[bytes, Entry]:
+        """`wanted` without the names that this filesystem takes for another of them: they wait, as
+        devices do, and one that is there already comes before one that is not."""
+        withheld: set[bytes] = set()
+        for group in alike(wanted):
+            self._names.unlock(directory)
+            group.sort(key=lambda name: name not in directory.before)
+            withheld |= not_told_apart(directory.fd, group)
+        if not withheld:
+            return wanted
+        for name in sorted(withheld):
+            directory.withheld.append(name)
+            self._result.withheld.append(joined(directory.path, name))
+        return {name: entry for name, entry in wanted.items() if name not in withheld}
 
     def _clear(self, directory: LiveDirectory, wanted: dict[bytes, Entry]) -> None:
         """Remove what is not wanted. Sockets stay: nothing recorded could bring them back."""

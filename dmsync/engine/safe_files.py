@@ -289,6 +289,20 @@ def remove_name(name: bytes, directory_fd: int, path: bytes) -> None:
         raise translated(exc, f"cannot remove {shown(path)}") from exc
 
 
+def remove_tree(path: bytes) -> None:
+    """Remove a directory of any depth with all below it; nothing when it is not there.
+
+    Raises:
+        StorageFailed: something is mounted in it, or the system refused.
+    """
+    above, _, name = os.path.abspath(path).rpartition(b"/")
+    fd = open_tree(above or b"/")
+    try:
+        remove_name(name, fd, path)
+    finally:
+        os.close(fd)
+
+
 def _remove_directory(name: bytes, directory_fd: int, path: bytes) -> None:
     """Empty and remove one directory, the deepest directories first.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dmsync.core.values import plain_value_type
 
@@ -14,6 +14,9 @@ def _log(message: str) -> None:
     import logging  # slow to import, and hardly ever needed
 
     logging.getLogger("dmsync.engine").info("%s", message)
+
+
+Holding = Literal["wait", "try", "never"]
 
 
 @plain_value_type
@@ -38,7 +41,10 @@ class EngineSettings:
     `merge_units` are patterns of directories that are merged as one thing or not at all, besides
     those that engine/merging recognises. `signing_key` is a private key file or a public one whose
     private half an agent holds; `allowed_signers` the file of ssh-keygen(1) that says whose
-    signatures count.
+    signatures count. `holding` says how the store's dots are held against gc (storage.holds) from
+    when their objects are first asked for until it is closed: "wait" for it; "try", and read on
+    without it; "never", for who does that himself. `sudo_user` is the number of the user who became
+    root through sudo to run this: root uses his store besides its own.
     """
 
     author: str
@@ -52,3 +58,5 @@ class EngineSettings:
     merge_units: tuple[str, ...] = ()
     signing_key: str | None = None
     allowed_signers: str | None = None
+    holding: Holding = "wait"
+    sudo_user: int | None = None

@@ -22,8 +22,8 @@ from dmsync.storage.object_store import ObjectStore
 class Store:
     """Layout, catalog and objects of one DM_HOME.
 
-    Holds the store lock shared for as long as it is open, so that migration and sweep (which take
-    it exclusively) never run beside a command.
+    Holds the store lock shared for as long as it is open, so that migration (which takes it
+    exclusively) never runs beside a command. gc excludes commands dot by dot, by their holds.
     """
 
     is_past: ClassVar[bool] = False
@@ -54,7 +54,7 @@ class Store:
         """Open the store at `home`; with `create`, make one when there is none.
 
         Raises:
-            StoreNotFound, FormatUnsupported, Busy (migration or sweep under way).
+            StoreNotFound, FormatUnsupported, Busy (migration under way).
         """
         if create and not os.path.lexists(Layout(home).format_file):
             create_store(
@@ -65,17 +65,31 @@ class Store:
                 time_ns=time.time_ns(),
                 actor=settings.actor,
             )
-        return cls(open_store(home), settings)
+        return cls(open_store(home, sudo_user=settings.sudo_user), settings)
 
     @property
     def home(self) -> str:
         return self.layout.home
 
     def objects(self, dot: DotId) -> ObjectStore:
-        """The objects of one dot; opened once, whichever threads ask."""
+        """The objects of one dot; opened once, whichever threads ask, and held against gc as the
+        settings say. Raises Busy: gc is sweeping the dot."""
+        objects = self._opened(dot)
+        hold, holding = objects.hold, self.settings.holding
+        if holding != "never" and not hold.is_held and hold.refusal is None:
+            with self._objects_lock:
+                if not hold.is_held:
+                    # gc writes down what it removes while it holds the dot alone
+                    wait_s = 0.0 if self.catalog.is_in_transaction else self.settings.lock_wait_s
+                    hold.acquire_or_go_on(wait_s if holding == "wait" else None)
+        return objects
+
+    def _opened(self, dot: DotId) -> ObjectStore:
+        """As `objects`, not held: a replay reads commits while it holds the log's lock."""
         with self._objects_lock:
             if dot not in self._objects:
-                self._objects[dot] = ObjectStore(self._objects_dir(dot))
+                directory = self._objects_dir(dot)
+                self._objects[dot] = ObjectStore(directory, self.settings.lock_wait_s)
                 self._objects[dot].is_partial = lambda: self.scope(dot) is not None
             return self._objects[dot]
 
@@ -100,14 +114,14 @@ class Store:
         """A commit for the replay of the log, which also tells of dots that lie in the trash."""
         if dot in self._objects or os.path.isdir(self.layout.dot_dir(dot)):
             try:
-                return self.objects(dot).read_commit(commit)
+                return self._opened(dot).read_commit(commit)
             except ObjectMissing:
                 pass  # deleted, and the directory made again since
         return self._read_trashed_commit(dot, commit)
 
     def read_tag(self, dot: DotId, tag: ObjectId) -> bytes:
         """An annotated tag's bytes, verified. Raises ObjectMissing, HashMismatch, Corruption."""
-        return self.objects(dot).read(Kind.TAG, tag)
+        return self._opened(dot).read(Kind.TAG, tag)
 
     def _read_trashed_commit(self, dot: DotId, commit: ObjectId) -> bytes:
         prefix = f"{dot.hex()}-"

@@ -28,6 +28,7 @@ from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.differing_bytes import differing_spans
 from dmsync.engine.progress import Progress
 from dmsync.engine.store import Store
+from dmsync.engine.tree_bounds import check_bounds
 from dmsync.engine.tree_users import refuse_in_use
 from dmsync.errors import NotFound, StorageFull, WouldLose
 from dmsync.storage.catalog import SwitchRow
@@ -186,7 +187,23 @@ def ready(
         trees.settle_places(store, dot)
         if finish:
             finish_switch(store, dot, progress)
+        else:
+            _doubt_switching(store, dot)
         yield
+
+
+def _doubt_switching(store: Store, dot: DotId) -> None:
+    """Let the stat cache of a half switched tree no longer vouch for what the switch was changing.
+
+    Finishing the switch needs none of that: it compares what it writes. Any other target takes
+    from the tree what the cache vouches for, and after a loss of power a file that was changed in
+    place may have its new bytes under its old times. Durable, so that it is remembered when the
+    next switch is cut, too.
+    """
+    switch = pending_switch(store, dot, store.catalog.head(dot))
+    if switch is not None:
+        place = trees.place_for(store, dot, switch.branch)
+        trees.save_doubted_cache(store, dot, place, switch)
 
 
 def pending_switch(store: Store, dot: DotId, branch: str) -> SwitchRow | None:
@@ -355,15 +372,16 @@ def _refuse_impossible(
     cache = StatCache.load(place.stat_path)
     objects = store.objects(dot)
     before = ROOT_ENTRY if cache is None else cache.root
-    changes = tree_differences(
-        objects, before, trees.snapshot_root(store, dot, target), renames=False
-    )
+    after = trees.snapshot_root(store, dot, target)
+    where = place.path if os.path.isdir(place.path) else store.home
+    check_bounds(objects, before.tree, after.tree, where)
+    changes = tree_differences(objects, before, after, renames=False)
     room = _RoomNeeded()
     chunks = _chunks_to_write(objects, changes, room)
     with stage("verify"):
         for _ in chunks if cache is None else objects.read_many(Kind.CHUNK, chunks):
             pass
-    space = os.statvfs(place.path if os.path.isdir(place.path) else store.home)
+    space = os.statvfs(where)
     if room.growth > 0 and room.growth + room.largest > space.f_bavail * space.f_frsize:
         raise StorageFull(
             f"the tree would grow by {room.growth / 2**20:.1f} MiB, "

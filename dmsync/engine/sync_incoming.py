@@ -10,11 +10,12 @@ import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Final
 
 from dmsync.core.ids import KEY_BYTES, Kind, ObjectId, short_key
 from dmsync.core.objects import Commit, commit_from_bytes
 from dmsync.engine.background import end_of, in_thread, steps_in_thread
-from dmsync.engine.file_content import check_content
+from dmsync.engine.content_checks import check_content
 from dmsync.engine.progress import Progress
 from dmsync.engine.session import Session
 from dmsync.engine.sync_hollow import (
@@ -28,32 +29,39 @@ from dmsync.engine.sync_objects import FileKey, ObjectSet, RootComparison
 from dmsync.errors import BadObject, ObjectMissing, ProtocolError
 from dmsync.storage.object_store import ObjectStore
 from dmsync.storage.quarantine import Quarantine
-from dmsync.wire.limits import ACK_INTERVAL_S
+from dmsync.wire.limits import ACK_INTERVAL_S, PLAN_OBJECTS_MAX
 from dmsync.wire.messages import HOLLOW_COMMIT, Message, Plan, PlanReply, Records
 from dmsync.wire.windows import ReceiveWindow
+
+_KEY_PARTS: Final = 256
 
 
 class PlannedKeys:
     """The short keys that a plan names, in eight bytes each."""
 
     def __init__(self) -> None:
-        self._keys = array("Q")
-        self._is_sorted = True
+        # Apart by their lowest bits: sorting makes objects of numbers, so not of all at once.
+        self._parts = [array("Q") for _ in range(_KEY_PARTS)]
+        self._unsorted: set[int] = set()
 
     def add(self, keys: bytes) -> None:
         """Add joined keys."""
-        self._keys.frombytes(keys)
-        self._is_sorted = False
+        for number in array("Q", keys):
+            which = number % _KEY_PARTS
+            self._parts[which].append(number)
+            self._unsorted.add(which)
 
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, bytes):
             return False
-        if not self._is_sorted:
-            self._keys = array("Q", sorted(self._keys))
-            self._is_sorted = True
         number = array("Q", key)[0]
-        at = bisect_left(self._keys, number)
-        return at < len(self._keys) and self._keys[at] == number
+        which = number % _KEY_PARTS
+        if which in self._unsorted:
+            self._parts[which] = array("Q", sorted(self._parts[which]))
+            self._unsorted.discard(which)
+        part = self._parts[which]
+        at = bisect_left(part, number)
+        return at < len(part) and part[at] == number
 
 
 class Incoming:
@@ -71,8 +79,8 @@ class Incoming:
         """Chunks of this session, decoded and hashed already, and their lengths in bytes."""
         self.window = ReceiveWindow(last_ack_s=time.monotonic())
         self.resumed_count = 0
-        self._commit_keys: set[bytes] = set()
-        self._hollow_keys: set[bytes] = set()
+        self._commit_keys = PlannedKeys()
+        self._hollow_keys = PlannedKeys()
         self._expected = PlannedKeys()
         self._reveal = reveal
         self._session = session
@@ -82,7 +90,10 @@ class Incoming:
         self._acknowledging: asyncio.Task[None] | None = None
 
     def take_plan(self, plan: Plan) -> PlanReply:
-        """The inventory of one page. Raises ProtocolError on pages that do not follow."""
+        """The inventory of one page. Raises ProtocolError on pages that do not follow, and on
+        plans of too much."""
+        if plan.objects_total > PLAN_OBJECTS_MAX:
+            raise ProtocolError(f"PLAN of more than {PLAN_OBJECTS_MAX} objects")
         if plan.first_index != self._planned or (
             self._plan_total and plan.objects_total != self._plan_total
         ):
@@ -146,6 +157,8 @@ class Incoming:
             self.quarantine.receive_joined(records.joined, self._expected)
         )
         for kind, oid, length in received:
+            if short_key(oid) not in self._expected:
+                raise ProtocolError("a record of something that the plan does not name")
             if kind is Kind.CHUNK:
                 self.chunks[oid] = length
         if not received:

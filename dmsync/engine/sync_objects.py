@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dmsync.core.chunking import SEGMENT_BYTES
 from dmsync.core.ids import ObjectId
 from dmsync.core.objects import TREE_DEPTH_MAX, Entry, EntryKind, Layout
 from dmsync.core.pages import (
@@ -20,6 +19,8 @@ from dmsync.core.pages import (
     PageReader,
     decode_page,
 )
+from dmsync.engine.differences import joined
+from dmsync.engine.received_trees import Place, ReceivedNames, check_order, children_places
 from dmsync.errors import BadObject
 
 Steps = Generator[None, None, None]
@@ -95,12 +96,17 @@ class RootComparison:
         self._reader = reader
         self._known = known
         self._has_old = old is not None and old.tree is not None
-        self._trusted = trusted
-        self._directories: list[tuple[ObjectId | None, ObjectId, int]] = []
-        self._added_directories: list[tuple[ObjectId, int]] = []
+        self.is_trusted = trusted
+        self._names = None if trusted else ReceivedNames()
+        self._met_directories: set[ObjectId] = set()
+        self._met_manifests: set[ObjectId] = set()
+        """First pages of what is or will be compared, once each: a few pages may say that they
+        stand in 10^30 places."""
+        self._directories: list[tuple[ObjectId | None, ObjectId, bytes, int]] = []
+        self._added_directories: list[tuple[ObjectId, bytes, int]] = []
         self._files: list[tuple[Entry | None, Entry, ObjectId]] = []
         self._pages_down: list[tuple[ObjectId, tuple[int, ObjectId | None]]] = []
-        self._pair_directories(old.tree if old else None, new.tree, 0)
+        self._pair_directories(old.tree if old else None, new.tree, b"", 0)
 
     def steps(self) -> Steps:
         """Directories first, so that what moved within the tree is recognised afterwards."""
@@ -108,8 +114,7 @@ class RootComparison:
             if not self._directories:
                 self._enter_added()
                 continue
-            old, new, depth = self._directories.pop()
-            yield from self._compare_directory(old, new, depth)
+            yield from self._compare_directory(*self._directories.pop())
         for old_file, new_file, tree in self._files:
             yield from self._compare_manifest(old_file, new_file, tree)
         self._files.clear()
@@ -121,7 +126,9 @@ class RootComparison:
 
     # --- directories ------------------------------------------------------------------------
 
-    def _pair_directories(self, old: ObjectId | None, new: ObjectId | None, depth: int) -> None:
+    def _pair_directories(
+        self, old: ObjectId | None, new: ObjectId | None, path: bytes, depth: int
+    ) -> None:
         if depth > TREE_DEPTH_MAX:
             raise BadObject(f"directories nested deeper than {TREE_DEPTH_MAX}")
         is_scoped = self._is_scoped(depth)
@@ -129,10 +136,14 @@ class RootComparison:
             self.added.replaced.pages(DIRECTORY, is_scoped=is_scoped).add(old)
         if new is None or old == new or self.is_known_page(new, DIRECTORY, is_scoped=is_scoped):
             return
+        if not is_scoped:
+            if new in self._met_directories:
+                return
+            self._met_directories.add(new)
         if old is None:
-            self._added_directories.append((new, depth))
+            self._added_directories.append((new, path, depth))
         else:
-            self._directories.append((old, new, depth))
+            self._directories.append((old, new, path, depth))
 
     def _is_scoped(self, depth: int) -> bool:
         """Do only some entries of a directory at this depth count?"""
@@ -140,14 +151,18 @@ class RootComparison:
 
     def _enter_added(self) -> None:
         """Directories without a counterpart, unless the old tree has them at another place."""
-        for new, depth in self._added_directories:
+        for new, path, depth in self._added_directories:
             if new not in self.added.replaced.directories:
-                self._directories.append((None, new, depth))
+                self._directories.append((None, new, path, depth))
         self._added_directories.clear()
 
-    def _compare_directory(self, old: ObjectId | None, new: ObjectId, depth: int) -> Steps:
+    def _compare_directory(
+        self, old: ObjectId | None, new: ObjectId, path: bytes, depth: int
+    ) -> Steps:
         frontier = _PagePair(self, DIRECTORY, old, new, is_scoped=self._is_scoped(depth))
         yield from frontier.steps()
+        if not self.is_trusted:
+            frontier.check_order()
         scope = self._scope if depth == 0 else None
         before = {
             entry.name: entry
@@ -160,10 +175,14 @@ class RootComparison:
             if scope is not None and entry.name not in scope:
                 continue
             counterpart = before.get(entry.name)
+            below = b""
+            if self._names is not None:
+                below = joined(path, entry.name)
+                self._names.check(below, entry)
             if entry.kind is EntryKind.DIRECTORY:
                 was_directory = counterpart and counterpart.kind is EntryKind.DIRECTORY
                 old_tree = counterpart.tree if counterpart and was_directory else None
-                self._pair_directories(old_tree, entry.tree, depth + 1)
+                self._pair_directories(old_tree, entry.tree, below, depth + 1)
             elif entry.kind is EntryKind.FILE:
                 yield from self._compare_file(counterpart, entry)
 
@@ -178,11 +197,12 @@ class RootComparison:
 
     def _compare_file(self, old: Entry | None, new: Entry) -> Steps:
         base = old if old is not None and old.kind is EntryKind.FILE else None
-        if not self._trusted:
+        if not self.is_trusted:
             self._note_unproven(base, new)
         if new.layout is Layout.SINGLE:
             self._add_chunk(ObjectId(new.content), new.size, _single_chunk(base))
-        elif new.tree is not None and new.tree not in self._known.manifests:
+        elif new.tree is not None and not self._has_met(new.tree):
+            self._met_manifests.add(new.tree)
             # with an old root, wait until all its directories were seen: the file may have moved
             if self._has_old:
                 self._files.append((base, new, new.tree))
@@ -191,13 +211,14 @@ class RootComparison:
 
     def _note_unproven(self, old: Entry | None, new: Entry) -> None:
         """Remember a file that is not just the old one with other metadata."""
-        if new.layout is Layout.SINGLE and new.size > SEGMENT_BYTES:
-            raise BadObject(f"a file of {new.size} bytes is no single segment")
         if new.tree is None:
             return
         key = (new.size, new.content, new.tree)
         if old is None or (old.size, old.content, old.tree) != key:
             self.added.files.setdefault(key, new)
+
+    def _has_met(self, manifest: ObjectId) -> bool:
+        return manifest in self._known.manifests or manifest in self._met_manifests
 
     def _compare_manifest(self, base: Entry | None, new: Entry, tree: ObjectId) -> Steps:
         if tree in self.added.replaced.manifests:  # unchanged, or moved
@@ -225,14 +246,14 @@ class RootComparison:
         self._check_length(length, known)
 
     def _check_length(self, length: int, known: int) -> None:
-        if length != known and not self._trusted:
+        if length != known and not self.is_trusted:
             raise BadObject("a chunk is not as long as its span")
 
     # --- pages ----------------------------------------------------------------------------------
 
     def read_page(self, page: ObjectId, page_type: int, *, is_new: bool) -> Page:
         data = self._reader.read_page(page)
-        return decode_page(data, page_type, trusted=self._trusted or not is_new)
+        return decode_page(data, page_type, trusted=self.is_trusted or not is_new)
 
     def met_new_page(
         self, page: ObjectId, page_type: int, base: ObjectId | None, *, is_scoped: bool
@@ -273,6 +294,12 @@ class _PagePair:
         self._type = page_type
         self._old: list[_Located] = [] if old is None else [(0, old)]
         self._new: list[_Located] = [(0, new)]
+        self._root = new
+        self._is_checked = page_type == DIRECTORY and not owner.is_trusted
+        self._new_pages: dict[ObjectId, Page] = {}
+        self._vouched: dict[ObjectId, Place] = {}
+        self._ends: dict[ObjectId, bytes | None] = {}
+        """Of old pages: the name that all below come before, where there is one."""
         self._old_leaves: list[tuple[int, Page]] = []
         self._new_leaves: list[tuple[int, Page]] = []
 
@@ -323,6 +350,8 @@ class _PagePair:
             )
             if level == 0:
                 self._new_leaves.append((offset, page))
+            if self._is_checked:
+                self._new_pages[page_id] = page
             below += _children(offset, page)
             yield
         self._new = below
@@ -338,9 +367,26 @@ class _PagePair:
             self._replaced.add(page_id)
             if level == 0:
                 self._old_leaves.append((offset, page))
+            elif self._is_checked:
+                self._vouch(page_id, page)
             below += _children(offset, page)
             yield
         self._old = below
+
+    def _vouch(self, page_id: ObjectId, page: Page) -> None:
+        """An old directory was checked when it came: so stood the pages in it."""
+        for child, place in children_places(page, self._ends.get(page_id)):
+            self._vouched[child] = place
+            self._ends[child] = place.before
+
+    def check_order(self) -> None:
+        """Check the names of the new directory over all its pages. Raises BadObject."""
+        check_order(
+            self._root,
+            self._new_pages,
+            self._vouched,
+            lambda page: self._owner.read_page(page, self._type, is_new=False),
+        )
 
     def _is_known(self, page_id: ObjectId) -> bool:
         return self._owner.is_known_page(page_id, self._type, is_scoped=self._is_scoped)

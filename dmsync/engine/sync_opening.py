@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -28,14 +29,19 @@ HOLLOW: Final = "hollow"
 """Capability: knows commits without content, and dots of which only some subdots are kept."""
 TAGS: Final = "tags"
 """Capability: knows annotated tags, and signatures of commits and tags."""
+SHARING: Final = "share"
+"""Capability of a server: collaborators can be asked for and changed over the wire."""
+LOGIN: Final = "login"
+"""Capability of a server: its value is the name that it logged the client in as."""
 FEW_UNDECIDED: Final = 4096
 """Of so many commits each is looked at without asking first."""
-Greeted = Callable[[], None]
-"""Called once the other side has proven to be a dm server: an address is worth remembering."""
+Greeted = Callable[[Hello], None]
+"""Called with the greeting once the other side has proven to be a dm server: an address is worth
+remembering, and it may have taken us for somebody else. What it raises ends the session."""
 
 
-def hello(store: SyncStore) -> Hello:
-    """What either side says first."""
+def hello(store: SyncStore, *, login: str = "") -> Hello:
+    """What either side says first; `login`: as whom a server took the client in."""
     return Hello(
         version_min=limits.VERSION_MIN,
         version_max=limits.VERSION_MAX,
@@ -46,6 +52,8 @@ def hello(store: SyncStore) -> Hello:
             ("atomic", "1"),
             (HOLLOW, "1"),
             (TAGS, "1"),
+            (SHARING, "1"),
+            *(((LOGIN, login),) if login else ()),
         ),
         required=(),
         agent=f"dmsync/{__version__}",
@@ -112,11 +120,13 @@ async def open_dot(
     if is_partial:
         require_hollow(peer)
     if greeted is not None:
-        await in_thread(greeted)
+        await in_thread(partial(greeted, peer))
     pages = [await session.expect(RefsReply)]
+    refs_count = len(pages[0].refs)
     while not pages[-1].last:
         pages.append(await session.expect(RefsReply))
-        if sum(len(page.refs) for page in pages) > limits.REFS_MAX:
+        refs_count += len(pages[-1].refs)
+        if refs_count > limits.REFS_MAX:
             raise ProtocolError(f"more than {limits.REFS_MAX} refs")
     answer = await session.expect(KnownReply) if probe else None
     first = pages[0]

@@ -49,6 +49,7 @@ from dmsync.engine.sync_opening import (
 )
 from dmsync.engine.sync_push import tracking_changes, upstream_change
 from dmsync.engine.sync_refs import Decision, decide, shown_ref, stash_name, tree_events
+from dmsync.engine.sync_standing import Standing, last_seen, refuse_rewound
 from dmsync.engine.sync_tags import (
     ReceivedSignatures,
     check_received,
@@ -71,7 +72,7 @@ from dmsync.errors import (
 )
 from dmsync.storage.stages import stage
 from dmsync.wire.connection import Role
-from dmsync.wire.limits import ABSENT_MAX, CONTENT_MAX, FRONTIER_MAX, WANTS_MAX
+from dmsync.wire.limits import ABSENT_MAX, CONTENT_MAX, DOTS_MAX, FRONTIER_MAX, WANTS_MAX
 from dmsync.wire.messages import (
     Done,
     DotsReply,
@@ -122,6 +123,7 @@ class FetchRequest:
     unshallow: bool = False
     subdots: tuple[str, ...] | None = None
     dry_run: bool = False
+    accept_rewind: bool = False
     command: str = "fetch"
     actor: str = ""
 
@@ -188,6 +190,9 @@ class FetchSummary:
     nothing_to_do: bool = False
     created: bool = False
     rewound: bool = False
+    remote_user: str = ""
+    """Whom the server takes us for."""
+    remote_standing: Standing = Standing.SAME
     tags_kept: tuple[str, ...] = ()
 
 
@@ -270,6 +275,8 @@ async def list_remote_dots(store: SyncStore, stream: ByteStream) -> list[DotValu
         while True:
             page = await session.expect(DotsReply)
             dots += page.dots
+            if len(dots) > DOTS_MAX:
+                raise ProtocolError(f"more than {DOTS_MAX} dots")
             if page.last:
                 return dots
 
@@ -289,7 +296,7 @@ class _Fetching:
         self.done: Done | None = None
         self.incoming: Incoming | None = None
         self.eager = False
-        self.rewound = False
+        self.standing = Standing.SAME
         self.resumed_objects = 0
         self.tags: dict[str, RefValue] = {}
         """Tags of the remote, by ref; those come whose commits are here then."""
@@ -298,10 +305,11 @@ class _Fetching:
         self.signatures = ReceivedSignatures()
 
     async def run(self) -> FetchSummary:
+        self.known = last_seen(self.store, self.request.remote, self.request.dot)
         remote, probed = await self._open()
         dot = await in_thread(partial(self._local_dot, remote))
         self.log.dot = dot
-        self.rewound = self._is_rewound(dot, remote)
+        self.standing = await in_thread(partial(self._standing, dot, remote))
         wanted = self._wanted(remote)
         self.log.branch = next((name.partition("/")[2] for name in wanted), None)
         here = await in_thread(partial(self._holding, dot))
@@ -537,16 +545,18 @@ class _Fetching:
                 "--local-name chooses another name",
             )
         if is_deleted and not request.dry_run:
-            self.hooks.revive(self.store, remote.dot, namespace, request.local_name)
+            self.hooks.revive(self.store, remote.dot, namespace, request.local_name, request.actor)
         return remote.dot
 
-    def _is_rewound(self, dot: DotId, remote: RemoteDot) -> bool:
-        """True when the remote's log is shorter than we saw it: restored from an old copy?"""
-        seen = self.store.catalog.observed(self.request.remote, dot)
-        return (
-            seen is not None
-            and (seen.cluster_id, seen.epoch) == (remote.cluster_id, remote.epoch)
-            and remote.seq < seen.seq
+    def _standing(self, dot: DotId, remote: RemoteDot) -> Standing:
+        request = self.request
+        return refuse_rewound(
+            self.store,
+            request.remote,
+            dot,
+            remote,
+            self.known,
+            accept_rewind=request.accept_rewind,
         )
 
     def _wanted(self, remote: RemoteDot) -> dict[str, ObjectId]:
@@ -772,7 +782,9 @@ class _Fetching:
             elapsed_s=time.monotonic() - self.began_s,
             nothing_to_do=not change.arrivals and not any(d.moves for d in change.decisions),
             created=change.is_new,
-            rewound=self.rewound,
+            rewound=self.standing is Standing.REWOUND,
+            remote_user=change.remote.user,
+            remote_standing=self.standing,
             tags_kept=self.tags_kept(dot),
         )
 
@@ -802,6 +814,8 @@ class _Conclusion:
     def is_nothing(self) -> bool:
         """Is all as the remote has it, and no switch of a tree left to complete?"""
         if self.arrivals or self.is_new or self.fetching.store.catalog.switches(self.dot):
+            return False
+        if self.fetching.standing is not Standing.SAME:
             return False
         return not self._ref_changes({}) and self.refused is None
 
@@ -893,7 +907,7 @@ class _Conclusion:
             events += decision.events(self.dot, "pull", f"pull from {request.remote}")
         if self.is_new:
             events += self._first_head()
-        if events or self.arrivals:
+        if events or self.arrivals or self.fetching.standing is not Standing.SAME:
             events.append(
                 RemoteObserved(
                     request.remote, self.dot, remote.cluster_id, remote.epoch, remote.seq

@@ -37,6 +37,7 @@ from dmsync.engine.sync_records import (
     send_records,
 )
 from dmsync.engine.sync_refs import MOVING, decide
+from dmsync.engine.sync_standing import Standing, last_seen, refuse_rewound
 from dmsync.engine.sync_tags import signature_pages
 from dmsync.engine.tags import peel
 from dmsync.engine.transfers import TransferLog
@@ -84,6 +85,7 @@ class PushRequest:
     expected: ObjectId | None = None
     atomic: bool = False
     dry_run: bool = False
+    accept_rewind: bool = False
     command: str = "push"
     actor: str = ""
 
@@ -126,6 +128,9 @@ class PushSummary:
     nothing_to_do: bool = False
     bytes_planned: int = 0
     tags_left_out: tuple[str, ...] = ()
+    remote_user: str = ""
+    """Whom the server takes us for."""
+    remote_standing: Standing = Standing.SAME
     remote_is_hollow: bool = False
     """Some commits are there by their record alone, and a push does not fill them."""
 
@@ -176,13 +181,16 @@ class _Pushing:
         self.annotated: dict[ObjectId, ObjectId] = {}
         """Annotated tags to push, and the commits they name."""
         self.tags_left_out: tuple[str, ...] = ()
+        self.standing = Standing.SAME
         self.sent: list[ObjectId] = []
         """Commits and tags that this push brings: their signatures go along."""
 
     async def run(self) -> PushSummary:
         targets = self._targets()
         self.log.branch = targets[0].ref.partition("/")[2]
+        self.known = last_seen(self.store, self.request.remote, self.request.dot)
         remote = await self._open()
+        self.standing = await in_thread(partial(self._standing, remote))
         targets = self._understood(targets)
         updates = [u for u in map(self._with_lease, targets) if not self._is_done(u, remote)]
         if remote.dot is not None and not updates:
@@ -299,6 +307,17 @@ class _Pushing:
         if remote.dot not in (None, request.dot):
             raise DotIdClash("the server answered with another dot", hint="this is a server error")
         return remote
+
+    def _standing(self, remote: RemoteDot) -> Standing:
+        request = self.request
+        return refuse_rewound(
+            self.store,
+            request.remote,
+            request.dot,
+            remote,
+            self.known,
+            accept_rewind=request.accept_rewind,
+        )
 
     def _is_done(self, update: RefUpdate, remote: RemoteDot) -> bool:
         """True when the server's ref needs nothing, as far as its answer tells."""
@@ -440,6 +459,7 @@ class _Pushing:
             await send_plan_and_wait(self.session, self.outgoing, [push], opened)
         await send_records(self.session, self.outgoing, self.window, self.progress)
         self.progress.phase("waiting for the remote")
+        self.session.work_bytes = sum(planned.raw_bytes for planned in self.outgoing.plan)
         await self._send_end(push)
 
     def _signatures(self, push: Push) -> list[Signatures]:
@@ -515,19 +535,22 @@ class _Pushing:
         cursor: tuple[int, int],
     ) -> None:
         """Tracking refs, upstream and the transfer, in one transaction; nothing if none changed."""
-        name = remote.name or self.request.remote_name or self.local_name
-        changes = tracking_changes(self.store, self.request.dot, self.request.remote, seen, "push")
-        changes += upstream_change(
-            self.store, self.request.dot, self.request.remote, remote.namespace, name
-        )
-        if not changes and not events:
+        is_same = self.standing is Standing.SAME
+        if is_same and not events and not self._tracking_events(remote, seen):
             return
         observed = RemoteObserved(
             self.request.remote, self.request.dot, remote.cluster_id, cursor[0], cursor[1]
         )
         with self.store.catalog.transaction(self.log.command, self.log.actor) as tx:
-            for event in [*changes, *events, observed]:
+            # Looked up in here: another push or fetch of ours may have moved them a moment ago.
+            for event in [*self._tracking_events(remote, seen), *events, observed]:
                 tx.append(event)
+
+    def _tracking_events(self, remote: RemoteDot, seen: dict[str, ObjectId]) -> list[Event]:
+        name = remote.name or self.request.remote_name or self.local_name
+        store, dot, remote_name = self.store, self.request.dot, self.request.remote
+        changes = tracking_changes(store, dot, remote_name, seen, "push")
+        return changes + upstream_change(store, dot, remote_name, remote.namespace, name)
 
     def _summary(
         self,
@@ -555,6 +578,8 @@ class _Pushing:
             nothing_to_do=nothing_to_do,
             bytes_planned=0 if transfer else sum(p.raw_bytes for p in self.outgoing.plan),
             tags_left_out=self.tags_left_out,
+            remote_user=remote.user,
+            remote_standing=self.standing,
             remote_is_hollow=remote.hollow,
         )
 

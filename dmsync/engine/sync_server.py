@@ -5,10 +5,11 @@ read are answered alike. Refs are checked and moved in one transaction, after cl
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 from dmsync.core.events import DotCreated, Event
 from dmsync.core.ids import DotId, ObjectId
@@ -16,7 +17,10 @@ from dmsync.core.names import full_name
 from dmsync.engine.background import in_thread, steps_in_thread
 from dmsync.engine.ports import Access, ByteStream, SyncStore, TargetTree, Verb
 from dmsync.engine.progress import SILENT
+from dmsync.engine.quotas import Allowance, claim_unmade, forget_claim, trashed_bytes
+from dmsync.engine.refusals import note_refusal
 from dmsync.engine.session import Session, in_steps
+from dmsync.engine.sharing import add_collaborator, remove_collaborator
 from dmsync.engine.sync_hollow import (
     Arrivals,
     Holding,
@@ -64,11 +68,20 @@ from dmsync.errors import (
     DmError,
     DotIdClash,
     DotNotFound,
+    NetworkError,
     ProtocolError,
+    QuotaExceeded,
+    RefConflict,
 )
 from dmsync.storage.catalog import DotRow
 from dmsync.wire.connection import Role
-from dmsync.wire.limits import DOTS_PAGE_MAX, INFLIGHT_BYTES_MAX, REFS_PAGE_MAX
+from dmsync.wire.limits import (
+    DOTS_PAGE_MAX,
+    INFLIGHT_BYTES_MAX,
+    REFS_PAGE_MAX,
+    WORK_BYTES_PER_S,
+    WORK_TIMEOUT_S,
+)
 from dmsync.wire.messages import (
     Done,
     DotsReply,
@@ -90,6 +103,9 @@ from dmsync.wire.messages import (
     RefUpdate,
     RefValue,
     Result,
+    Share,
+    ShareAction,
+    Shared,
     Signatures,
     Update,
 )
@@ -105,13 +121,18 @@ async def serve(
         DmError: what ended the session; the client was told. NetworkError: the client vanished.
     """
     async with Session(stream, Role.SERVER) as session:
-        await session.send(hello(store))
+        await session.send(hello(store, login=access.login))
         await _Server(store, session, access, hooks or TargetTree()).run()
+
+
+_PUSHED_SPACES: Final = ("branch/", "tag/")
+"""The rest is the server's own: where its remotes are, and what it keeps aside."""
 
 
 @dataclass(slots=True)
 class _Named:
-    """The dot that REFS named. `row` None: not here, or not for this client."""
+    """The dot that REFS named, and where it is: where asked for, if `row` is None (not here, or
+    not for this client)."""
 
     row: DotRow | None
     namespace: str
@@ -138,11 +159,14 @@ class _Server:
                 case KnownQuery():
                     await self._answer_known(message)
                 case Push():
+                    self._look_again()
                     await _Reception(
                         self._store, self._session, self._access, self._hooks, self._named
                     ).run(message)
                 case Fetch():
                     await self._answer_fetch(message)
+                case Share():
+                    await self._answer_share(message)
                 case _:
                     self._ignore(message)
 
@@ -169,8 +193,8 @@ class _Server:
             await self._session.send(
                 RefsReply(
                     row.dot if row else None,
-                    row.namespace if row else self._named.namespace,
-                    row.name if row else self._named.name,
+                    self._named.namespace,
+                    self._named.name,
                     self._access.default_namespace,
                     self._access.user,
                     head,
@@ -187,13 +211,15 @@ class _Server:
         """The dot asked for. Raises DotIdClash when the name stands for another dot."""
         catalog = self._store.catalog
         namespace = ask.namespace or self._access.default_namespace
+        # A name is judged before it is looked up, and looked up either way: who may not read it
+        # sees and waits for the same whether or not there is such a dot.
+        may_read_name = ask.name is None or self._access.may(namespace, ask.name, "read")
         by_name = catalog.dot_by_name(namespace, ask.name) if ask.name else None
         by_id = catalog.dot(ask.dot) if ask.dot else None
-        if by_id is not None and by_id.trash is not None:
-            by_id = None
-        if by_name is not None and not self._may(by_name, "read"):
-            return _Named(None, namespace, ask.name)
-        if by_id is not None and not self._may(by_id, "read"):
+        if ask.name and not may_read_name:
+            note_refusal(self._access, "read", namespace, ask.name, AccessDenied.code)
+            by_name = None
+        if by_id is not None and (by_id.trash is not None or not self._may(by_id, "read")):
             by_id = None
         if by_name is not None and ask.dot is not None and by_name.dot != ask.dot:
             raise DotIdClash(
@@ -210,7 +236,10 @@ class _Server:
                 hint=f"push to {full_name(by_id.namespace, by_id.name)}",
                 existing_name=full_name(by_id.namespace, by_id.name),
             )
-        return _Named(by_name or (None if ask.name else by_id), namespace, ask.name)
+        row = by_name or (None if ask.name else by_id)
+        if row is not None:  # whoever names a dot by its id may say anything of its namespace
+            return _Named(row, row.namespace, row.name)
+        return _Named(None, namespace, ask.name)
 
     def _advertised(self, dot: DotId) -> list[RefValue]:
         """Branches, tags and stashes by name; tracking refs are nobody else's business."""
@@ -241,8 +270,46 @@ class _Server:
             last = first + DOTS_PAGE_MAX >= len(dots)
             await self._session.send(DotsReply(self._access.default_namespace, page, last=last))
 
-    async def _answer_known(self, ask: KnownQuery) -> None:
+    def _look_again(self) -> None:
+        """A dot may be renamed or deleted within a session."""
+        if self._named.row is None:
+            return
+        row = self._store.catalog.dot(self._named.row.dot)
+        if row is None or row.trash is not None:
+            self._named = _Named(None, self._named.namespace, self._named.name)
+        else:
+            self._named = _Named(row, row.namespace, row.name)
+
+    def _readable_row(self) -> DotRow | None:
+        """The dot that REFS named, if it is still to be read: access may end within a session."""
+        self._look_again()
         row = self._named.row
+        return row if row is not None and self._may(row, "read") else None
+
+    async def _answer_share(self, ask: Share) -> None:
+        users = await in_thread(partial(self._share, ask))
+        await self._session.send(Shared(tuple(users)))
+
+    def _share(self, ask: Share) -> list[str]:
+        """The collaborators afterwards. Raises DotNotFound, AccessDenied, NotFound, UsageError."""
+        row = self._readable_row()
+        if row is None:
+            raise DotNotFound("no such dot here, or not for you")
+        if not self._may(row, "share"):
+            note_refusal(self._access, "share", row.namespace, row.name, AccessDenied.code)
+            raise AccessDenied(
+                f"You are not the owner of {full_name(row.namespace, row.name)}. "
+                "Only the owner can share it."
+            )
+        actor = self._access.actor
+        if ask.action is ShareAction.ADD and ask.user:
+            add_collaborator(self._store, row, ask.user, actor)
+        elif ask.action is ShareAction.REMOVE and ask.user:
+            remove_collaborator(self._store, row, ask.user, actor)
+        return self._store.catalog.collaborators(row.dot)
+
+    async def _answer_known(self, ask: KnownQuery) -> None:
+        row = self._readable_row()
         here = Holding(NoCommits()) if row is None else holding_of(self._store, row.dot)
         states = bytes(map(partial(_known_state, here), ask.ids))
         await self._session.send(KnownReply(states))
@@ -250,9 +317,17 @@ class _Server:
     # --- fetch ------------------------------------------------------------------------------
 
     async def _answer_fetch(self, ask: Fetch) -> None:
-        row = self._named.row
+        row = self._readable_row()
         if row is None or row.dot != ask.dot:
             raise DotNotFound("no such dot here, or not for you")
+        objects = self._store.objects(row.dot)
+        await in_thread(objects.hold.acquire)
+        try:
+            await self._send_wanted(ask, row)
+        finally:
+            objects.hold.release()
+
+    async def _send_wanted(self, ask: Fetch, row: DotRow) -> None:
         here = holding_of(self._store, row.dot)
         wants = [want for want in ask.wants if here.graph.has(want)]
         asked_tags = [want for want in ask.wants if not here.graph.has(want)]
@@ -324,29 +399,44 @@ class _Reception:
             direction="receive",
             remote=access.user,
             command="receive-push",
-            actor=access.user,
+            actor=access.actor,
         )
 
     async def run(self, push: Push) -> None:
         await in_thread(partial(self._begin, push))
+        objects = self._store.objects(push.dot)
+        await in_thread(objects.hold.acquire)
+        try:
+            await self._run_held(push)
+        finally:
+            objects.hold.release()
+
+    async def _run_held(self, push: Push) -> None:
+        """What came and what it is based on may not go before it is recorded."""
         await self._session.send(Ready(push.transfer, INFLIGHT_BYTES_MAX))
         try:
             incoming = await in_thread(partial(self._open_quarantine, push))
             update = await self._receive(push, incoming)
             await self._conclude(push, update, incoming)
         except DmError as exc:
+            await in_thread(partial(self._refused_meanwhile, exc))
             await in_thread(partial(self._log.record_failure, exc))
             raise
         finally:
             await self._close()
 
     def _begin(self, push: Push) -> None:
-        self._admit(push)
+        deleted = self._admit(push)
+        self._allowance = Allowance(self._store, self._named.namespace)
+        if deleted is not None:
+            self._revive(push, deleted)
         self._log.dot = push.dot
         self._log.branch = next((u.ref.partition("/")[2] for u in push.updates), None)
         self._refuse_early(push)
 
     def _open_quarantine(self, push: Push) -> Incoming:
+        if self._named.row is None:
+            claim_unmade(self._store, push.dot, self._named.namespace)
         reveal = self._named.row is not None and self._may("read")
         objects = self._store.objects(push.dot)
         self._incoming = Incoming(self._session, objects, SILENT, reveal=reveal)
@@ -357,41 +447,85 @@ class _Reception:
         if self._incoming is not None:
             await self._incoming.close()
 
+    def _refused_meanwhile(self, error: DmError) -> None:
+        """What does not fit is thrown away: it would stand in the way of what does."""
+        if not isinstance(error, QuotaExceeded):
+            return
+        self._note_refusal("append", error.code)
+        if self._incoming is not None:
+            self._incoming.quarantine.discard()
+
+    def _note_refusal(self, verb: str, why: str) -> None:
+        note_refusal(self._access, verb, self._named.namespace, self._named.name or "", why)
+
     # --- before data ------------------------------------------------------------------------
 
     def _may(self, verb: Verb) -> bool:
-        name = self._named.row.name if self._named.row else self._named.name
-        namespace = self._named.row.namespace if self._named.row else self._named.namespace
-        return self._access.may(namespace, name or "", verb)
+        return self._access.may(self._named.namespace, self._named.name or "", verb)
 
-    def _admit(self, push: Push) -> None:
-        """Refuse what the client may not do. Raises AccessDenied, DotNotFound, DotIdClash."""
+    def _admit(self, push: Push) -> DotRow | None:
+        """Refuse what the client may not do. Returns the deleted dot that is to come back.
+
+        Raises AccessDenied, DotNotFound, DotIdClash, ProtocolError.
+        """
+        for update in push.updates:
+            if not update.ref.startswith(_PUSHED_SPACES):
+                raise ProtocolError(f"PUSH of {update.ref}: neither a branch nor a tag")
         row, namespace = self._named.row, push.namespace or self._access.default_namespace
         if row is None:
             self._named = _Named(None, namespace, push.name)
             if not push.create:
                 raise DotNotFound(f"no dot {full_name(namespace, push.name)} here, or not for you")
             if not self._may("append"):
+                self._note_refusal("create", AccessDenied.code)
                 raise AccessDenied(
                     f"{self._access.user} may not create dots in namespace {namespace}"
                 )
+            self._check_allowed(push)
             deleted = self._store.catalog.dot(push.dot)
-            if deleted is not None and deleted.trash and deleted.namespace == namespace:
-                self._hooks.revive(self._store, push.dot, namespace, push.name)
-                row = self._store.catalog.dot(push.dot)
-                self._named = _Named(row, namespace, push.name)
-            else:
-                self._refuse_clash(push, namespace)
-            return
+            is_free = self._store.catalog.dot_by_name(namespace, push.name) is None
+            if deleted and deleted.trash and is_free and self._may_revive(deleted, namespace):
+                return deleted
+            self._refuse_clash(push, namespace)
+            return None
         if row.dot != push.dot:
             raise ProtocolError("PUSH names another dot than REFS")
+        self._check_allowed(push)
+        return None
+
+    def _revive(self, push: Push, deleted: DotRow) -> None:
+        """Take a deleted dot out of the trash, if its namespace has room for it."""
+        namespace, trash = self._named.namespace, deleted.trash or ""
+        self._allowance.check_coming(trashed_bytes(self._store, trash))
+        self._hooks.revive(self._store, push.dot, namespace, push.name, self._access.actor)
+        row = self._store.catalog.dot(push.dot)
+        self._named = _Named(row, namespace, push.name)
+
+    def _may_revive(self, deleted: DotRow, namespace: str) -> bool:
+        """A deleted dot comes back for who might have pushed to it under the name it had."""
+        return deleted.namespace == namespace and self._access.may(
+            deleted.namespace, deleted.name, "append"
+        )
+
+    def _check_allowed(self, push: Push) -> None:
+        """Raises AccessDenied. Asked again at the end: access may end during a long push."""
         verb: Verb = "append"
         if any(update.mode in (RefMode.LEASE, RefMode.STASH) for update in push.updates):
             verb = "write"  # both move a branch off what it holds
-        if not self._may(verb):
-            raise AccessDenied(
-                f"{self._access.user} may not {verb} to {full_name(row.namespace, row.name)}"
-            )
+        if self._may(verb):
+            return
+        self._note_refusal(verb, AccessDenied.code)
+        shown = full_name(self._named.namespace, self._named.name or "")
+        if not self._may("read"):  # it may not even know that there is such a dot
+            raise DotNotFound(f"no dot {shown} here, or not for you")
+        raise AccessDenied(f"{self._access.user} may not {verb} to {shown}")
+
+    def _check_still_here(self, push: Push) -> None:
+        """Raises DotNotFound for a dot that was deleted during the push."""
+        row = self._store.catalog.dot(push.dot)
+        if self._named.row is not None and (row is None or row.trash is not None):
+            shown = full_name(self._named.namespace, self._named.name or "")
+            raise DotNotFound(f"{shown} was deleted here meanwhile")
 
     def _refuse_clash(self, push: Push, namespace: str) -> None:
         catalog = self._store.catalog
@@ -442,6 +576,7 @@ class _Reception:
             match message:
                 case Plan():
                     eager = message.eager
+                    self._allowance.check_announced(message.objects_total)
                     if not eager:
                         reply = incoming.take_plan(message)
                         if message.last and message.objects_total:
@@ -451,6 +586,8 @@ class _Reception:
                         incoming.take_plan(message)
                 case Records():
                     self._log.has_moved = True
+                    if self._allowance.is_measure_due(len(message.joined)):
+                        await in_thread(self._allowance.measure)
                     await incoming.take(message, acknowledge=not eager)
                 case Signatures():
                     self._signatures.take(message, push.transfer)
@@ -461,10 +598,24 @@ class _Reception:
                 case _:
                     raise ProtocolError(f"{message.TYPE.name} within a push")
 
+    def _check_worth_while(self, arrived_bytes: int) -> Callable[[], None]:
+        """What ends the proof of a push whose client left, or no longer waits (WIRE.md 7). A few
+        pages that name each other again and again make files that nobody reads to their end."""
+        most_s = WORK_TIMEOUT_S + arrived_bytes / WORK_BYTES_PER_S
+        until_s = time.monotonic() + most_s
+
+        def check() -> None:
+            self._session.check_peer()
+            if time.monotonic() > until_s:
+                raise NetworkError(f"what came takes more than {most_s:.0f} s to prove")
+
+        return check
+
     async def _conclude(self, push: Push, update: Update, incoming: Incoming) -> None:
         """Prove closure, then record everything and answer."""
         if update.transfer != push.transfer:
             raise ProtocolError("UPDATE of another transfer")
+        await in_thread(self._allowance.measure)
         here = holding_of(self._store, push.dot)
         self._tags = {
             update.new: tag.target
@@ -473,7 +624,10 @@ class _Reception:
             and (tag := received_tag(incoming.quarantine, update.ref, update.new)) is not None
         }
         tips = [self._tags.get(update.new, update.new) for update in push.updates]
-        arrivals = await steps_in_thread(prove_closure(incoming, here, tips))
+        proof = prove_closure(incoming, here, tips)
+        arrivals = await steps_in_thread(
+            proof, self._check_worth_while(incoming.quarantine.bytes_held)
+        )
         self._signatures.check(is_here(here.graph, incoming.quarantine, arrivals.new))
         decisions = await in_thread(partial(self._record, push, arrivals, incoming))
         catalog = self._store.catalog
@@ -490,6 +644,8 @@ class _Reception:
 
     def _record(self, push: Push, arrivals: Arrivals, incoming: Incoming) -> list[Decision]:
         """Promote, move refs in one transaction, then the trees."""
+        self._check_allowed(push)
+        self._check_still_here(push)
         if arrivals or self._tags:
             incoming.quarantine.promote()
         with ExitStack() as locked:
@@ -497,6 +653,8 @@ class _Reception:
                 locked.enter_context(self._hooks.locked(self._store, push.dot))
             decisions = self._move_refs(push, arrivals, incoming)
             self._hooks.finish_switches(self._store, push.dot)
+        if self._named.row is None:
+            forget_claim(self._store, push.dot)
         return decisions
 
     def _dirty_tips(self, push: Push) -> dict[str, ObjectId]:
@@ -522,6 +680,9 @@ class _Reception:
         if not arrivals and not self._anything_moves(push):
             return self._decide_all(push, dirty)
         with catalog.transaction(self._log.command, self._log.actor, op_id=push.op) as tx:
+            if tx.already_applied is not None:
+                # appending would do nothing, and the answer would say that refs moved
+                raise RefConflict("this very push was recorded before", hint="push again")
             for event in self._creation(push):
                 tx.append(event)
             for event in arrivals.events(push.dot, self._log.id):

@@ -68,7 +68,14 @@ class TransferLog:
         if self._is_finished or not (self.has_moved or self._is_started):
             return
         summary = (("code", error.code), ("message", error.message[:4096]))
-        self._append(self.finish_events("failed", summary))
+        catalog = self._store.catalog
+        with catalog.transaction(self.command, self.actor) as tx:
+            # An append whose fsync failed may be in the log all the same; then it is known by now.
+            row = catalog.transfer(self.id)
+            self._is_started = row is not None
+            if row is None or not row.status:
+                for event in self.finish_events("failed", summary):
+                    tx.append(event)
         self.finished()
 
     def _append(self, events: list[Event]) -> None:

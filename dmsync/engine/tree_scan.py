@@ -21,7 +21,7 @@ from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Final, NamedTuple
 
-from dmsync.core.objects import TREE_DEPTH_MAX
+from dmsync.core.objects import NAME_BYTES_MAX, PATH_BYTES_MAX, TREE_DEPTH_MAX
 from dmsync.engine.progress import SILENT, Progress
 from dmsync.engine.safe_files import (
     DENIED,
@@ -467,6 +467,7 @@ class Scanner:
         *,
         has_directories: bool = True,
     ) -> None:
+        _check_lengths(directory.path, names)
         scan = self._scan
         files = stats
         if has_directories or directory.path == b"":  # where the root itself may stand
@@ -680,6 +681,16 @@ def _below(names: Sequence[bytes], stats: list[Stat], before: dict[bytes, Stat])
         for name, entry in zip(names, stats, strict=True)
         if entry[MODE] & _TYPE_MASK == _DIRECTORY_TYPE and name != b"."
     ]
+
+
+def _check_lengths(path: bytes, names: Sequence[bytes]) -> None:
+    """Raises CaptureFailed: nobody would take a commit with such a path."""
+    if len(path) + 1 + NAME_BYTES_MAX <= PATH_BYTES_MAX:
+        return
+    if len(path) + 1 + max(map(len, names), default=0) > PATH_BYTES_MAX:
+        raise CaptureFailed(
+            f"the tree has paths longer than {PATH_BYTES_MAX} bytes: {shown(path[:64])}..."
+        )
 
 
 def _slashed(below: bytes) -> bytes:

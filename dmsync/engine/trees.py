@@ -31,12 +31,13 @@ from dmsync.engine.capture import CaptureResult, capture_tree, status_of_tree
 from dmsync.engine.differences import Change, tree_differences
 from dmsync.engine.file_content import ChunkWriter
 from dmsync.engine.progress import Progress
+from dmsync.engine.safe_files import remove_tree
 from dmsync.engine.store import Store
 from dmsync.engine.tree_users import refuse_in_use
-from dmsync.errors import CaptureFailed, WouldLose
-from dmsync.storage.catalog_rows import ConflictRow, MergeRow
+from dmsync.errors import CaptureFailed, DmError, WouldLose
+from dmsync.storage.catalog_rows import ConflictRow, MergeRow, SwitchRow
 from dmsync.storage.chunk_forms import NewChunk, PreparedChunk
-from dmsync.storage.durable import make_directory_durable
+from dmsync.storage.durable import fsync_directory, make_directory_durable
 from dmsync.storage.stat_cache import StatCache
 
 DEFAULT_SUBDOT: Final = b"__default__"
@@ -198,9 +199,7 @@ def settle_places(store: Store, dot: DotId) -> None:
 def discard_place(store: Store, dot: DotId, place: TreePlace) -> None:
     """Remove the managed tree of a deleted branch, whose state has been stored."""
     assert not place.attached, "an attached directory is the user's"
-    from shutil import rmtree  # slow to import, and rarely needed
-
-    rmtree(place.path)
+    remove_tree(place.path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(place.stat_path)
 
@@ -274,6 +273,9 @@ def tree_changes(
 ) -> list[Change]:
     """Changes that lead from `against` to the live tree, sorted by path; stores nothing."""
     cache = StatCache.load(place.stat_path)
+    for switch in store.catalog.switches(dot):
+        if place.attached or switch.branch == place.branch:
+            cache = _doubted_cache(store, dot, place, switch)
     if cache is None or cache.root == against:
         return status_of_tree(
             tree_path=place.path,
@@ -399,6 +401,37 @@ def _subdots(reader: PageReader, root: Entry) -> Iterator[Entry]:
     for entry in directory_entries(reader, root.tree):
         if entry.kind is EntryKind.DIRECTORY:
             yield entry
+
+
+def save_doubted_cache(store: Store, dot: DotId, place: TreePlace, switch: SwitchRow) -> None:
+    """Take from a tree's stat cache, durably, what a cut switch makes doubtful."""
+    doubted = _doubted_cache(store, dot, place, switch)
+    if doubted is not None:
+        doubted.save(place.stat_path)
+    elif os.path.exists(place.stat_path):
+        os.unlink(place.stat_path)
+        fsync_directory(os.path.dirname(place.stat_path))
+
+
+def _doubted_cache(
+    store: Store, dot: DotId, place: TreePlace, switch: SwitchRow
+) -> StatCache | None:
+    """The stat cache of a tree whose switch was cut: it vouches for no file that the switch was
+    changing. None: for nothing at all."""
+    cache = StatCache.load(place.stat_path)
+    if cache is None:
+        return None
+    try:
+        target = snapshot_root(store, dot, switch.to_root_commit)
+        changes = tree_differences(store.objects(dot), cache.root, target, renames=False)
+    except DmError:  # what the switch led to is damaged or gone
+        return None
+    files = [
+        change.path
+        for change in changes
+        if change.old is not None and change.old.kind is EntryKind.FILE
+    ]
+    return cache.doubting(files)
 
 
 def snapshot_root(store: Store, dot: DotId, commit: ObjectId | None) -> Entry:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, cast
 from dmsync.core.encoding import decode, encode
 from dmsync.core.events import (
     UNIQUE_ID_BYTES,
+    CommitsForgotten,
     DotPurged,
     EpochStarted,
     Event,
@@ -29,6 +30,7 @@ from dmsync.core.events import (
 )
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.errors import (
+    BadObject,
     Busy,
     Corruption,
     StorageFailed,
@@ -52,8 +54,14 @@ from dmsync.storage.catalog_rows import (
     WorkingRow,
 )
 from dmsync.storage.commit_projection import ReadCommit
-from dmsync.storage.durable import fsync_directory, remove_if_there, storage_errors
-from dmsync.storage.event_log import START, EventLog, Position
+from dmsync.storage.durable import (
+    fsync_directory,
+    make_directory_durable,
+    remove_if_there,
+    storage_errors,
+)
+from dmsync.storage.event_log import START, EventLog, Position, segment_name
+from dmsync.storage.forgetting import Given
 from dmsync.storage.layout import Layout, open_store
 from dmsync.storage.locks import FileLock
 from dmsync.storage.projections import Projection, ReadTag
@@ -93,8 +101,16 @@ def _transaction_lock(home: str) -> threading.Lock:
         return _transaction_locks.setdefault(os.path.realpath(home), threading.Lock())
 
 
-class _Unusable(Exception):
-    """The database file is missing, damaged, of another schema, or not of this log."""
+_REBUILD_HINT: Final = "dm fsck --repair builds it again from the event log"
+
+
+class _Unusable(Corruption):
+    """The database file is missing, damaged, of another schema, or not of this log. Met here, where
+    it is built again; what that does not help against (a disk that cannot be read) is told."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, hint=_REBUILD_HINT)
+        self.message = f"catalog.sqlite cannot be used: {reason}"
 
 
 _DAMAGED: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
@@ -102,8 +118,9 @@ _DAMAGED: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 
 def _is_damage(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
-    no_such = isinstance(error, sqlite3.OperationalError) and "no such" in str(error)
-    return (code is not None and code & 0xFF in _DAMAGED) or no_such
+    text = str(error) if isinstance(error, sqlite3.OperationalError) else ""
+    is_wrong = "no such" in text or "decode to UTF-8" in text
+    return (code is not None and code & 0xFF in _DAMAGED) or is_wrong
 
 
 class Transaction:
@@ -169,14 +186,14 @@ class Catalog(CatalogQueries):
         *,
         read_tag: ReadTag | None = None,
         lock_wait_s: float = LOCK_WAIT_S_DEFAULT,
-        clock_ns: Callable[[], int] = time.time_ns,
+        clock_ns: Callable[[], int] | None = None,
     ) -> None:
         """Opens nothing; use Catalog.open."""
         self.layout = layout
         self.lock_wait_s = lock_wait_s
         self._read_commit = read_commit
         self._read_tag = read_tag
-        self._clock_ns = clock_ns
+        self._clock_ns = clock_ns or time.time_ns
         self._path = layout.catalog_file
         self._log = EventLog(layout.events_dir)
         self._thread_lock = _transaction_lock(layout.home)
@@ -198,7 +215,7 @@ class Catalog(CatalogQueries):
         *,
         read_tag: ReadTag | None = None,
         lock_wait_s: float = LOCK_WAIT_S_DEFAULT,
-        clock_ns: Callable[[], int] = time.time_ns,
+        clock_ns: Callable[[], int] | None = None,
     ) -> Self:
         """Open a store's catalog, caught up with the log.
 
@@ -317,12 +334,15 @@ class Catalog(CatalogQueries):
             raise _Unusable("it is missing") from exc
         return status.st_dev, status.st_ino
 
-    def _connect(self, *, read_only: bool) -> sqlite3.Connection:
-        """Connect to the file now in place, which has a schema of ours. Raises _Unusable."""
+    def _connect(self, *, read_only: bool, is_believed: bool = False) -> sqlite3.Connection:
+        """Connect to the file now in place, which has a schema of ours and, unless it is believed
+        all the same, names that are what was stored. Raises _Unusable."""
         for _ in range(8):
             identity = self._file_identity()
             try:
                 connection, version = self._open(read_only=read_only)
+                are_sound = is_believed or version != schema.SCHEMA_VERSION
+                are_sound = are_sound or schema.names_are_sound(connection)
             except sqlite3.Error as exc:
                 if _is_damage(exc):
                     raise _Unusable(f"it is damaged: {exc}") from exc
@@ -330,6 +350,9 @@ class Catalog(CatalogQueries):
             if version != schema.SCHEMA_VERSION:
                 connection.close()
                 raise _Unusable(f"it has schema {version}")
+            if not are_sound:
+                connection.close()
+                raise _Unusable("it is damaged: its names are not those that were stored")
             if self._file_identity() == identity:
                 with self._connections_guard:
                     self._connections.append(connection)
@@ -418,6 +441,11 @@ class Catalog(CatalogQueries):
         finally:
             self._thread_lock.release()
 
+    @property
+    def is_in_transaction(self) -> bool:
+        """Is this thread inside a transaction, and so has the log's lock?"""
+        return getattr(self._local, "writing", None) is not None
+
     def _position(self, connection: sqlite3.Connection) -> Position:
         """How far the projection has got. Raises _Unusable."""
         try:
@@ -430,7 +458,7 @@ class Catalog(CatalogQueries):
             raise _Unusable("it is incomplete")
         try:
             segment, record_offset, end_offset, last_seq, chain_hash = decode(row[0])
-        except (Corruption, TypeError, ValueError) as exc:
+        except (BadObject, Corruption, TypeError, ValueError) as exc:
             raise _Unusable("it is damaged") from exc
         return Position(segment, record_offset, end_offset, last_seq, chain_hash)
 
@@ -466,13 +494,12 @@ class Catalog(CatalogQueries):
         """Apply what the log has after a position, in one SQL transaction. With `settle_end`
         the log's end is put in order, which needs the log lock; with `up_to` all later events
         are left out."""
-        purged = frozenset(
-            event.dot
-            for operation, _ in self._log.read(after)
-            for event in operation.events
-            if isinstance(event, DotPurged)
-        )
-        projection = Projection(connection, self._read_commit, is_replay=True, purged=purged)
+        given_up = Given()
+        for operation, _ in self._log.read(after):
+            for seq, event in enumerate(operation.events, operation.first_seq):
+                if isinstance(event, DotPurged | CommitsForgotten):
+                    given_up.note(seq, event)
+        projection = Projection(connection, self._read_commit, is_replay=True, given_up=given_up)
         position = after
         operations = self._log.recover(after) if settle_end else self._log.read(after)
         connection.execute("BEGIN IMMEDIATE")
@@ -483,6 +510,7 @@ class Catalog(CatalogQueries):
                 position = end
                 projection.apply_operation(operation, position.segment, position.record_offset)
             _store_position(projection, position)
+            projection.set_meta(schema.NAMES_KEY, schema.digest_of_names(connection))
             connection.execute("COMMIT")
         except BaseException:
             _roll_back(connection)
@@ -499,7 +527,15 @@ class Catalog(CatalogQueries):
             self._rebuild_locked("asked for")
 
     def _rebuild_locked(self, reason: str) -> Position:
+        if not self._log.segments():
+            raise Corruption(
+                "the event log is gone: there is no segment in events",
+                hint="restore the events directory from a backup, or run: dm fsck --repair",
+                segment=segment_name(1),
+            )
         was_ahead = self._projection_was_ahead()
+        if was_ahead:
+            self._keep_aside()
         self.rebuilt_because = reason
         fresh = f"{self._path}.new"
         for suffix in ("", "-wal", "-shm", "-journal"):
@@ -518,7 +554,7 @@ class Catalog(CatalogQueries):
     def _projection_was_ahead(self) -> bool:
         """Whether the old file knew events that the log no longer has."""
         try:
-            connection = self._connect(read_only=True)
+            connection = self._connect(read_only=True, is_believed=True)
         except (_Unusable, StorageFailed):
             return False
         try:
@@ -529,6 +565,29 @@ class Catalog(CatalogQueries):
         finally:
             self._forget(connection)
 
+    def _keep_aside(self) -> None:
+        """Copy a catalog that knows more than the log into `damaged`, for a repair to put back
+        what it knows. One that cannot be copied is of no use there either."""
+        kept = os.path.join(self.layout.home, "damaged")
+        make_directory_durable(kept)
+        number = 1
+        while os.path.lexists(path := os.path.join(kept, f"catalog-{number}.sqlite")):
+            number += 1
+        try:
+            known = self._connect(read_only=True, is_believed=True)
+            try:
+                with closing(sqlite3.connect(path)) as copy:
+                    known.backup(copy)
+                os.chmod(path, 0o600)
+            finally:
+                self._forget(known)
+        except (_Unusable, sqlite3.Error):
+            remove_if_there(path)
+            return
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        fsync_directory(kept)
+
     def _lost_end(self, fresh: str) -> str:
         """Which operations the old file knew and the log no longer has, for the user."""
         lost: list[tuple[int, int]] = []
@@ -537,7 +596,7 @@ class Catalog(CatalogQueries):
         )
         is_kept = "SELECT 1 FROM operations WHERE op_id = ?"
         try:
-            known = self._connect(read_only=True)
+            known = self._connect(read_only=True, is_believed=True)
             try:
                 with closing(sqlite3.connect(fresh)) as kept:
                     for op_id, last_seq, time_ns in known.execute(newest_first):
@@ -673,6 +732,7 @@ class Catalog(CatalogQueries):
                 operation.first_seq, len(operation.events), end.segment, end.record_offset
             )
             _store_position(projection, end)
+            projection.set_meta(schema.NAMES_KEY, schema.digest_of_names(connection))
             connection.execute("COMMIT")
             schema.checkpoint(connection, self._path, wal_bytes_min=CHECKPOINT_WAL_BYTES)
         except sqlite3.Error as exc:
@@ -685,7 +745,7 @@ class Catalog(CatalogQueries):
 
     def _translated(self, error: sqlite3.Error) -> StorageFull | StorageFailed | Corruption:
         if _is_damage(error):
-            return Corruption(f"catalog: {error}", hint="remove catalog.sqlite: it is rebuilt")
+            return Corruption(f"catalog.sqlite is damaged: {error}", hint=_REBUILD_HINT)
         return schema.storage_error("catalog", self._path, error)
 
     # --- queries: the store ---------------------------------------------------------------------
@@ -707,25 +767,47 @@ class Catalog(CatalogQueries):
         """Damage that shows only now: rebuild once and ask again."""
         if getattr(self._local, "writing", None) is not None:
             raise Corruption(
-                f"catalog: {damage}", hint="remove catalog.sqlite: it is rebuilt"
+                f"catalog.sqlite is damaged: {damage}",
+                hint=_REBUILD_HINT,
             ) from damage
+        self._heal(str(damage))
+        try:
+            return self._reader().execute(sql, parameters).fetchall()
+        except sqlite3.Error as exc:
+            raise self._translated(exc) from exc
+
+    def contradictions(self) -> list[str]:
+        """What SQLite finds wrong in its own structures, indexes that do not agree with their
+        tables included; the first few. O(size)."""
+        try:
+            rows = self._reader().execute("PRAGMA integrity_check(3)").fetchall()
+        except sqlite3.Error as exc:
+            return [str(exc)]
+        except _Unusable as exc:
+            return [str(exc)]
+        return [str(row[0]) for row in rows if row[0] != "ok"]
+
+    def _heal(self, reason: str) -> None:
+        if getattr(self._local, "writing", None) is not None:
+            return
         reader: sqlite3.Connection | None = getattr(self._local, "reader", None)
         if reader is not None:
             self._local.reader = None
             self._forget(reader)
         try:
             with self._locked(self.lock_wait_s):
-                self._rebuild_locked(str(damage))
+                self._rebuild_locked(reason)
         except (StorageFull, StorageFailed) as exc:
             self._fold_elsewhere(exc)
-        try:
-            return self._reader().execute(sql, parameters).fetchall()
-        except sqlite3.Error as exc:
-            raise self._translated(exc) from exc
 
     def digest(self) -> dict[str, str]:
-        """Per table a hash of its rows: a rebuilt projection has the same."""
-        return schema.digest_of_rows(self._reader())
+        """Per table a hash of its rows: a rebuilt projection has the same. Raises Corruption."""
+        try:
+            return schema.digest_of_rows(self._reader())
+        except sqlite3.Error as exc:
+            raise self._translated(exc) from exc
+        except _Unusable as exc:
+            raise Corruption(f"catalog.sqlite: {exc}", hint=_REBUILD_HINT) from exc
 
     def store_commit_delta(self, dot: DotId, commit: ObjectId, delta: bytes) -> bool:
         """Cache a delta, within the transaction when there is one. False when the log lock is

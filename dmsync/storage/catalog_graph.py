@@ -4,13 +4,22 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dmsync.core.ids import ObjectId
-from dmsync.errors import RevisionNotFound
+from dmsync.errors import Corruption, RevisionNotFound
 
 _NODES_MAX: Final = 200_000
 """Commits kept; about 200 bytes each."""
 _WINDOW_RIDS_MIN: Final = 4
 _WINDOW_RIDS_MAX: Final = 512
 _WINDOWS_KEPT: Final = 8
+CONTRADICTION: Final = "its commits contradict each other"
+
+
+def _is_sound(node: tuple[Any, ...]) -> bool:
+    """Rids and generations grow from parents to children, so that every walk ends."""
+    _, rid, generation, depth, first, first_rid, _, jump_rid, *_, first_generation = node
+    if first is None:
+        return bool(jump_rid == rid and depth == 0)
+    return bool(first_rid < rid and jump_rid < rid and generation > first_generation >= 1)
 
 
 class CatalogGraph:
@@ -22,8 +31,15 @@ class CatalogGraph:
     goes down several branches in turn.
     """
 
-    def __init__(self, rows: Callable[..., list[Any]], dot_number: int) -> None:
+    def __init__(
+        self,
+        rows: Callable[..., list[Any]],
+        dot_number: int,
+        heal: Callable[[str], None] | None = None,
+    ) -> None:
+        """`heal(why)` has the catalog built anew when it contradicts itself."""
         self._rows = rows
+        self._heal = heal
         self._dot = dot_number
         self._nodes: dict[ObjectId, tuple[Any, ...]] = {}
         self._parents: dict[ObjectId, tuple[ObjectId, ...]] = {}
@@ -32,7 +48,7 @@ class CatalogGraph:
 
     _COLUMNS: Final = (
         "c.id, c.rid, c.generation, c.first_parent_depth, p.id, p.rid, j.id, j.rid, c.is_merge, "
-        "c.corrected_date_ns, c.reachable "
+        "c.corrected_date_ns, c.reachable, p.generation "
         "FROM commits c LEFT JOIN commits p ON p.rid = c.first_parent "
         "JOIN commits j ON j.rid = c.jump"
     )
@@ -42,8 +58,24 @@ class CatalogGraph:
         if node is None:
             rid = self._rid(commit)
             self._read_window(rid)
-            node = self._nodes[commit]
+            node = self._nodes.get(commit)
+            if node is None or not _is_sound(node):
+                self._heal_once()
+                return self._node(commit)
         return node
+
+    def _heal_once(self) -> None:
+        """Raises Corruption when it has been done before, or nobody can."""
+        heal, self._heal = self._heal, None
+        if heal is None:
+            raise Corruption(
+                f"catalog.sqlite is damaged: {CONTRADICTION}",
+                hint="dm fsck --repair builds it again from the event log",
+                file="catalog.sqlite",
+            )
+        heal(CONTRADICTION)
+        self._nodes.clear()
+        self._parents.clear()
 
     def _rid(self, commit: ObjectId) -> int:
         rows = self._rows(
@@ -115,10 +147,13 @@ class CatalogGraph:
         known = self._parents.get(commit)
         if known is None:
             rows = self._rows(
-                "SELECT c.id FROM parents p JOIN commits c ON c.rid = p.parent "
+                "SELECT c.id, c.rid FROM parents p JOIN commits c ON c.rid = p.parent "
                 "WHERE p.child = ? ORDER BY p.pos",
                 node[1],
             )
+            if any(row[1] >= node[1] for row in rows):
+                self._heal_once()
+                return self.parents(commit)
             known = (first, *(ObjectId(row[0]) for row in rows))
             self._parents[commit] = known
         return known

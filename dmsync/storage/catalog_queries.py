@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Final, cast
 
 from dmsync.core.encoding import decode
-from dmsync.core.ids import ID_BYTES, DotId, ObjectId
+from dmsync.core.ids import ID_BYTES, DotId, Kind, ObjectId, object_id
 from dmsync.errors import Corruption, DotNotFound, UsageError
 from dmsync.storage.catalog_graph import CatalogGraph
 from dmsync.storage.catalog_rows import (
@@ -37,8 +37,8 @@ _ID_OF: Final = "COALESCE((SELECT id FROM commits WHERE rid = {0}), {0})"
 _DOT_COLUMNS: Final = f"dot, namespace, name, owner, head, {_TIME_OF.format('created_seq')}, trash"
 _OPERATION_COLUMNS: Final = (
     "first_seq, first_seq + events - 1, time_ns, op_id, "
-    "(SELECT text FROM texts WHERE number = command), "
-    "(SELECT text FROM texts WHERE number = actor), segment, record_offset"
+    "COALESCE((SELECT text FROM texts WHERE number = command), '?'), "
+    "COALESCE((SELECT text FROM texts WHERE number = actor), '?'), segment, record_offset"
 )
 _TRANSFER_COLUMNS: Final = (
     f"transfer_id, direction, remote, dot, branch, {_TIME_OF.format('started_seq')}, "
@@ -54,6 +54,11 @@ class CatalogQueries(ABC):
 
     @abstractmethod
     def _rows(self, sql: str, *parameters: object) -> list[Any]: ...
+
+    @abstractmethod
+    def _heal(self, reason: str) -> None:
+        """Have the projection built anew, since what it says cannot be; within a transaction
+        nothing is done."""
 
     def _row(self, sql: str, *parameters: object) -> Any:
         rows = self._rows(sql, *parameters)
@@ -168,7 +173,12 @@ class CatalogQueries(ABC):
     def has_commit(self, dot: DotId, commit: ObjectId) -> bool:
         return bool(self._rows(f"SELECT 1 FROM commits c WHERE {COMMIT_IS}", dot, commit, commit))
 
-    def commit(self, dot: DotId, commit: ObjectId) -> CommitRow | None:
+    def commit(self, dot: DotId, commit: ObjectId, *, is_again: bool = False) -> CommitRow | None:
+        """A commit's row. A payload that is not the commit has the catalog built anew.
+
+        Raises:
+            Corruption: it is not even then.
+        """
         row = self._row(
             f"SELECT c.generation, p.payload, {_TIME_OF.format('p.seq')}, p.capture, p.transfer, "
             "c.is_hollow "
@@ -180,6 +190,16 @@ class CatalogQueries(ABC):
         if row is None:
             return None
         generation, payload, learnt_ns, capture, transfer, is_hollow = row
+        if not isinstance(payload, bytes) or object_id(Kind.COMMIT, payload) != commit:
+            if is_again:
+                raise Corruption(
+                    f"catalog.sqlite is damaged: its copy of commit {commit.hex()[:12]} is another",
+                    hint="dm fsck --repair builds it again from the event log",
+                    file="catalog.sqlite",
+                    commit=commit.hex(),
+                )
+            self._heal(f"its copy of commit {commit.hex()[:12]} is another")
+            return self.commit(dot, commit, is_again=True)
         return CommitRow(
             commit,
             generation,
@@ -227,6 +247,37 @@ class CatalogQueries(ABC):
         )
         return {ObjectId(row[0]) for row in rows}
 
+    def collaborators(self, dot: DotId) -> list[str]:
+        """Users who may read and write the dot beside its owner, by name."""
+        return [
+            user
+            for (user,) in self._rows(
+                "SELECT c.user FROM collaborators c JOIN dots d ON d.number = c.dot "
+                "WHERE d.dot = ? ORDER BY c.user",
+                dot,
+            )
+        ]
+
+    def is_collaborator(self, user: str, namespace: str, name: str) -> bool:
+        """Whether the live dot of that name is shared with the user."""
+        row = self._row(
+            "SELECT 1 FROM collaborators c JOIN dots d ON d.number = c.dot "
+            "WHERE d.namespace = ? AND d.name = ? AND d.trash IS NULL AND c.user = ?",
+            namespace,
+            name,
+            user,
+        )
+        return row is not None
+
+    def quotas(self) -> list[tuple[str, int]]:
+        """(namespace, bytes) of each namespace that has a quota, by name."""
+        return self._rows("SELECT namespace, bytes_max FROM quotas ORDER BY namespace")
+
+    def quota(self, namespace: str) -> int | None:
+        """How many bytes the namespace's dots may take; None: as many as fit."""
+        row = self._row("SELECT bytes_max FROM quotas WHERE namespace = ?", namespace)
+        return None if row is None else int(row[0])
+
     def scope(self, dot: DotId) -> tuple[str, ...] | None:
         """The subdots whose content is kept here; None for all."""
         row = self._row(f"SELECT subdots FROM scopes WHERE dot = {_NUMBER_OF_DOT}", dot)
@@ -262,12 +313,25 @@ class CatalogQueries(ABC):
         """O(commits of the dot), over an index."""
         return int(self._row(f"SELECT count(*) FROM commits WHERE dot = {_NUMBER_OF_DOT}", dot)[0])
 
+    def commit_ids(self, dot: DotId) -> list[ObjectId]:
+        """All commits of the dot, parents first. O(commits of the dot)."""
+        rows = self._rows(f"SELECT id FROM commits WHERE dot = {_NUMBER_OF_DOT} ORDER BY rid", dot)
+        return [ObjectId(row[0]) for row in rows]
+
     def missing_commits(self, dot: DotId) -> list[ObjectId]:
         """Commits that the log names but whose payload was gone when it was replayed."""
         rows = self._rows(
             f"SELECT id FROM missing_commits WHERE dot = {_NUMBER_OF_DOT} ORDER BY id", dot
         )
         return [ObjectId(row[0]) for row in rows]
+
+    def is_forgotten(self, dot: DotId, commit: ObjectId) -> bool:
+        """Did gc give the commit up, and has it not come again?"""
+        return bool(
+            self._rows(
+                f"SELECT 1 FROM forgotten WHERE dot = {_NUMBER_OF_DOT} AND id = ?", dot, commit
+            )
+        )
 
     def parents(self, dot: DotId, commit: ObjectId) -> tuple[ObjectId, ...]:
         """In order. Raises RevisionNotFound."""
@@ -279,7 +343,7 @@ class CatalogQueries(ABC):
         row = self._row("SELECT number FROM dots WHERE dot = ?", dot)
         if row is None:
             raise DotNotFound(f"no dot with id {dot.hex()}", dot=dot.hex())
-        return CatalogGraph(self._rows, row[0])
+        return CatalogGraph(self._rows, row[0], self._heal)
 
     def commit_delta(self, dot: DotId, commit: ObjectId) -> bytes | None:
         """The cached delta against the first parent, as store_commit_delta was given it."""
@@ -430,6 +494,16 @@ class CatalogQueries(ABC):
         rows = self._rows(
             f"SELECT {_OPERATION_COLUMNS} FROM operations ORDER BY first_seq DESC LIMIT ?",
             -1 if count is None else count,
+        )
+        return [OperationRow(*row) for row in rows]
+
+    def operations_before(self, seq: int, count: int) -> list[OperationRow]:
+        """The newest `count` of those that began before event `seq`, newest first."""
+        rows = self._rows(
+            f"SELECT {_OPERATION_COLUMNS} FROM operations WHERE first_seq < ? "
+            "ORDER BY first_seq DESC LIMIT ?",
+            seq,
+            count,
         )
         return [OperationRow(*row) for row in rows]
 

@@ -5,7 +5,8 @@ the parents' rows (protocol/STORE.md 5). Costs what the event's commits cost, wh
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from dmsync.core.encoding import encode
@@ -53,7 +54,9 @@ class CommitInsertion:
     """The commits of one event, which become rows together.
 
     With `is_replay`, a commit whose payload is gone is noted in missing_commits instead of
-    raising, and payloads, accepted once, are not checked again beyond their hash.
+    raising, its children begin history anew, and payloads, accepted once, are not checked again
+    beyond their hash. Commits in
+    `given_up`, which later events of the replay forget, are passed over.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class CommitInsertion:
         event: CommitsAdded | CommitsListed,
         *,
         is_replay: bool,
+        given_up: Container[ObjectId] = frozenset(),
     ) -> None:
         self._db = db
         self._read_commit = read_commit
@@ -72,6 +76,7 @@ class CommitInsertion:
         self._seq = seq
         self._event = event
         self._is_replay = is_replay
+        self._given_up = given_up
         self._is_listed = isinstance(event, CommitsListed)
         self._capture = None
         if isinstance(event, CommitsAdded) and event.capture:
@@ -92,6 +97,8 @@ class CommitInsertion:
             ObjectMissing: a payload or a parent is not here (not in a replay). Corruption.
         """
         for rid, commit in enumerate(self._event.commits, first_rid):
+            if commit in self._given_up:
+                continue
             known = self._place_of(commit)
             if known is None:
                 self._insert_one(rid, commit)
@@ -106,6 +113,8 @@ class CommitInsertion:
         try:
             payload = self._read_commit(self._event.dot, commit)
             value = commit_from_bytes(payload, trusted=self._is_replay)
+            if self._is_replay and not all(map(self._place_of, value.parents)):
+                value = replace(value, parents=())  # one was lost: what follows it was not
             parents = [self._parent(commit, parent) for parent in value.parents]
         except Corruption:
             if not self._is_replay:

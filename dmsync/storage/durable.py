@@ -57,14 +57,15 @@ def write_file_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
     Raises:
         StorageFull, StorageFailed: the old file is as it was.
     """
-    with whole_file(path, mode=mode) as file:
+    with whole_file(path, mode=mode, sweep=True) as file:
         file.write(data)
 
 
 @contextmanager
-def whole_file(path: Path, *, mode: int) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, *, mode: int, sweep: bool = False) -> Iterator[IO[bytes]]:
     """A file to write that gets its name, in place of what had it, when the body is done. Durable
-    on leaving; nothing of it stays when the body raises.
+    on leaving; nothing of it stays when the body raises. What a kill left of an earlier one goes
+    with `sweep`, which is for the store's own directories.
 
     Raises:
         StorageFull, StorageFailed: what had the name is as it was.
@@ -72,9 +73,11 @@ def whole_file(path: Path, *, mode: int) -> Iterator[IO[bytes]]:
     target = os.path.abspath(os.fsencode(path))
     directory, name = os.path.split(target)
     # Cut: a name of 255 bytes leaves no room for more.
-    temporary = os.path.join(directory, name[:200] + b".tmp-" + os.urandom(8).hex().encode())
+    prefix = name[:200] + b".tmp-"
     with storage_errors(f"writing {os.fsdecode(target)}"):
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        if sweep:
+            _remove_dead(directory, prefix)
+        fd, temporary = _new_file(os.path.join(directory, prefix), mode, locked=sweep)
         try:
             with open(fd, "wb") as file:
                 yield file
@@ -87,6 +90,43 @@ def whole_file(path: Path, *, mode: int) -> Iterator[IO[bytes]]:
             remove_if_there(temporary)
             raise
     fsync_directory(directory)
+
+
+def _new_file(prefix: bytes, mode: int, *, locked: bool) -> tuple[int, bytes]:
+    """A new file whose name begins so, and its path; `locked` as long as it is open, so that who
+    sweeps sees that it is being written. Raises OSError."""
+    while True:
+        path = prefix + os.urandom(8).hex().encode()
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        # somebody who sweeps may have found it in the moment before it was locked
+        if not locked or (lock_exclusively(fd, wait=False) and _is_at(fd, path)):
+            return fd, path
+        os.close(fd)
+
+
+def _remove_dead(directory: bytes, prefix: bytes) -> None:
+    """Remove the files that such writers left when they were killed. Raises OSError."""
+    for name in os.listdir(directory):
+        if not name.startswith(prefix):
+            continue
+        path = os.path.join(directory, name)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue  # it has just got its name, or is not ours
+        try:
+            if lock_exclusively(fd, wait=False) and _is_at(fd, path):
+                remove_if_there(path)
+        finally:
+            os.close(fd)
+
+
+def _is_at(fd: int, path: bytes) -> bool:
+    """Is the open file the one that `path` names?"""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def make_directory_durable(path: Path, mode: int = 0o700) -> None:

@@ -17,7 +17,7 @@ from dmsync.core.encoding import decode, encode
 from dmsync.core.events import Operation, operation_from_value
 from dmsync.core.values import plain_value_type
 from dmsync.errors import BadObject, Corruption, FormatUnsupported, StorageFailed
-from dmsync.storage.durable import storage_errors, write_file_atomic
+from dmsync.storage.durable import remove_if_there, storage_errors, write_file_atomic
 from dmsync.storage.stages import stage
 
 SEGMENT_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -80,6 +80,21 @@ def _length_check(segment: int, offset: int, length: int) -> bytes:
     """Guards the length, so that a damaged one is never taken for a record cut short."""
     body = segment.to_bytes(4, "big") + offset.to_bytes(8, "big") + length.to_bytes(4, "big")
     return blake3(body, derive_key_context=_CHECK_CONTEXT).digest(_CHECK_BYTES)
+
+
+def segment_number(damage: Corruption) -> int:
+    """The segment that a Corruption of this module names."""
+    return int(str(damage.facts["segment"])[:8])
+
+
+def encode_record_prefix(segment: int, offset: int, length: int) -> bytes:
+    """Length and check of a record, 8 bytes."""
+    return length.to_bytes(_LENGTH_BYTES, "big") + _length_check(segment, offset, length)
+
+
+def parse_record_prefix(prefix: bytes) -> int:
+    """The length that a record states, whatever its check says."""
+    return int.from_bytes(prefix[:_LENGTH_BYTES], "big")
 
 
 def chain(previous: bytes, payload: bytes) -> bytes:
@@ -280,6 +295,12 @@ class EventLog:
         if what not in told:
             path = os.path.join(self._directory, _LOST_END_FILE)
             write_file_atomic(path, "".join(f"{line}\n" for line in [*told, what]).encode())
+
+    def forget_lost_end(self) -> None:
+        """Somebody has been told. Raises StorageFailed."""
+        path = os.path.join(self._directory, _LOST_END_FILE)
+        with storage_errors(f"removing {path}"):
+            remove_if_there(path)
 
     def append(self, operation: Operation, at: Position) -> Position:
         """Write `operation` behind `at`, the end of the log; durable on return.

@@ -8,10 +8,19 @@ from typing import Any, Final
 from dmsync.core.events import Operation, StoreCreated
 from dmsync.core.ids import DotId
 from dmsync.core.values import plain_value_type
-from dmsync.errors import AccessDenied, AlreadyExists, Corruption, FormatUnsupported, StoreNotFound
+from dmsync.errors import (
+    AccessDenied,
+    AlreadyExists,
+    Corruption,
+    FormatUnsupported,
+    StorageFailed,
+    StoreNotFound,
+)
 from dmsync.storage.durable import fsync_directory, make_directory_durable, write_file_atomic
 from dmsync.storage.event_log import START, EventLog
+from dmsync.storage.holds import HOLD_FILE
 from dmsync.storage.locks import FileLock
+from dmsync.storage.reserve import make_reserve
 
 FORMAT_VERSION: Final = 1
 FEATURES_KNOWN: Final[frozenset[str]] = frozenset()
@@ -67,16 +76,20 @@ def parse_format(data: bytes, path: str) -> Format:
     try:
         value: Any = json.loads(data)
     except (ValueError, RecursionError) as exc:
-        raise Corruption(f"{path} is damaged", path=path) from exc
+        raise _damaged_format(path) from exc
     if not isinstance(value, dict) or type(value.get("version")) is not int:
-        raise Corruption(f"{path} is damaged", path=path)
+        raise _damaged_format(path)
     features: list[tuple[str, ...]] = []
     for name in _FEATURE_SETS:
         listed = value.get(name, [])
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-            raise Corruption(f"{path} is damaged", path=path)
+            raise _damaged_format(path)
         features.append(tuple(listed))
     return Format(value["version"], *features)
+
+
+def _damaged_format(path: str) -> Corruption:
+    return Corruption(f"{path} is damaged", hint="dm fsck --repair writes it again", path=path)
 
 
 class Layout:
@@ -92,7 +105,11 @@ class Layout:
         self.dots_dir = os.path.join(self.home, "dots")
         self.trash_dir = os.path.join(self.home, "trash")
         self.transfers_dir = os.path.join(self.home, "transfers")
+        self.damaged_dir = os.path.join(self.home, "damaged")
+        self.losses_file = os.path.join(self.damaged_dir, "lost")
         self.temporary_dir = os.path.join(self.home, "tmp")
+        self.collecting_lock_file = os.path.join(self.home, "gc.lock")
+        self.reserve_file = os.path.join(self.home, "reserve")
 
     def transfer_lock_file(self, transfer: bytes) -> str:
         """Locked as long as the transfer runs (a ProofOfLife)."""
@@ -109,6 +126,10 @@ class Layout:
 
     def dot_lock_file(self, dot: DotId) -> str:
         return os.path.join(self.dot_dir(dot), "lock")
+
+    def hold_file(self, dot: DotId) -> str:
+        """Shared by who relies on stored objects, exclusive to a sweep (storage.holds)."""
+        return os.path.join(self.dot_dir(dot), HOLD_FILE)
 
     def trees_dir(self, dot: DotId) -> str:
         return os.path.join(self.dot_dir(dot), "trees")
@@ -136,17 +157,58 @@ class Layout:
         ):
             make_directory_durable(path)
 
+    def holds_something(self) -> bool:
+        """Is there more than an attempt to make a store leaves: dots, or a catalog of them?"""
+        try:
+            return os.path.isfile(self.catalog_file) or bool(os.listdir(self.dots_dir))
+        except OSError:
+            return False
+
+    def kept_catalogs(self) -> list[str]:
+        """Paths of catalogs that knew more than the log and were not put back yet, oldest first."""
+        try:
+            names = os.listdir(self.damaged_dir)
+        except FileNotFoundError:
+            return []
+        found = [n for n in names if n.startswith("catalog-") and n.endswith(".sqlite")]
+        return [os.path.join(self.damaged_dir, n) for n in sorted(found, key=lambda n: (len(n), n))]
+
+    def unacknowledged_losses(self) -> list[str]:
+        """What was lost and nobody confirmed yet, or may still come back by a repair; one line
+        each. As long as there is any, refs may be missing: what no ref names is no garbage.
+
+        Raises:
+            StorageFailed
+        """
+        told = EventLog(self.events_dir).lost_end()
+        for path in self.kept_catalogs():
+            told.append(f"{os.path.basename(path)} in damaged knows what the event log lost")
+        if os.path.lexists(self.losses_file):
+            what = "what a repair could not put back is named in damaged/lost"
+            told.append(f"{what} (to accept that: dm fsck --repair --accept-loss)")
+        return told
+
     def read_format(self) -> Format:
-        """Raises StoreNotFound, Corruption."""
+        """Raises StoreNotFound, Corruption, AccessDenied, StorageFailed."""
         try:
             with open(self.format_file, "rb") as file:
                 data = file.read(_FORMAT_BYTES_MAX)
         except (FileNotFoundError, NotADirectoryError) as exc:
+            if self.holds_something():
+                raise Corruption(
+                    f"the store at {self.home} has lost its file format",
+                    hint="dm fsck --repair writes it again",
+                    path=self.format_file,
+                ) from exc
             raise StoreNotFound(
                 f"no store at {self.home}", hint="make one with: dm init DOT", home=self.home
             ) from exc
         except PermissionError as exc:
             raise AccessDenied(f"no access to the store at {self.home}", home=self.home) from exc
+        except OSError as exc:
+            raise StorageFailed(
+                f"cannot read {self.format_file}: {exc.strerror}", errno=exc.errno or 0
+            ) from exc
         return parse_format(data, self.format_file)
 
 
@@ -181,6 +243,7 @@ def _build_store(layout: Layout, first: Operation) -> Layout:
     fsync_directory(layout.home)
     # From here on the store exists.
     write_file_atomic(layout.format_file, Format(FORMAT_VERSION).to_bytes())
+    make_reserve(layout.reserve_file)
     return layout
 
 
@@ -200,28 +263,30 @@ def _remove_remnant(layout: Layout) -> None:
         rmtree(layout.events_dir)
 
 
-def open_store(home: str, *, writing: bool = True) -> Layout:
-    """Check that a store is at `home` and that this release and this user may use it.
+def open_store(home: str, *, writing: bool = True, sudo_user: int | None = None) -> Layout:
+    """Check that a store is at `home` and that this release and this user may use it. `sudo_user`:
+    who became root through sudo to run this.
 
     Raises:
         StoreNotFound, FormatUnsupported, Corruption
-        AccessDenied: it belongs to another user (root may use any).
+        AccessDenied: it belongs to another user, and is not `sudo_user`.
     """
     layout = Layout(home)
     layout.read_format().check(writing=writing)
-    _check_owner(layout.home)
+    _check_owner(layout.home, sudo_user)
     return layout
 
 
-def _check_owner(home: str) -> None:
-    """Another user's store would run that user's choice of paths and hooks as us."""
+def _check_owner(home: str, sudo_user: int | None = None) -> None:
+    """Another user's store would run that user's choice of paths and hooks as us: root uses its own
+    only, and through sudo that of whoever called it, as git does."""
     status = os.stat(home)
     if not stat.S_ISDIR(status.st_mode):
         raise StoreNotFound(f"{home} is not a directory", home=home)
-    if status.st_uid != os.geteuid() and os.geteuid() != 0:
+    if status.st_uid not in (os.geteuid(), sudo_user):
         raise AccessDenied(
             f"the store at {home} belongs to user {status.st_uid}",
-            hint="set DM_HOME to a store of your own",
+            hint="set DM_HOME to a store of your own, or run dm as that user",
             home=home,
             owner=status.st_uid,
         )

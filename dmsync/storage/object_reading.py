@@ -208,6 +208,11 @@ class ObjectReader:
         with self._lock:
             return self._cache.get(place) or self._decode(place, record)
 
+    def content_of_key(self, kind: Kind, key: bytes) -> Decoded:
+        """What has this short key. Raises ObjectMissing, Corruption."""
+        with self._lock:
+            return self._verified_base(kind, key)
+
     def readable_otherwise(self, place: Place, record: Record, key: bytes) -> bool:
         """True when some other choice among colliding bases gives an object of that key."""
         with self._lock:

@@ -12,16 +12,19 @@ from threading import RLock
 from typing import TYPE_CHECKING, Self
 
 from dmsync.core.ids import DOT_ID_BYTES, Kind, ObjectId, object_id, short_key
-from dmsync.core.records import Record
+from dmsync.core.records import Record, decode_record
 from dmsync.errors import (
     BadObject,
     ContentAbsent,
     Corruption,
     FormatUnsupported,
     ObjectMissing,
+    StorageFailed,
+    StorageFull,
 )
 from dmsync.storage.durable import fsync_directory, make_directory_durable, storage_errors
-from dmsync.storage.object_reading import DecodedCache, ObjectReader
+from dmsync.storage.holds import Hold
+from dmsync.storage.object_reading import Decoded, DecodedCache, ObjectReader
 from dmsync.storage.pack_consolidation import consolidate
 from dmsync.storage.pack_files import PackFiles
 from dmsync.storage.pack_index import PackIndex
@@ -99,6 +102,14 @@ class SealedPacks:
         """A descriptor for reading, valid until the next call. Raises Corruption when gone."""
         return self._files.opened(name).fd
 
+    def forget_files(self) -> None:
+        """Files of this directory were moved: what is open is opened anew."""
+        self._files.close()
+
+    def close_files(self) -> None:
+        """A file that was removed takes its room as long as somebody has it open."""
+        self._files.close()
+
     def close(self) -> None:
         self._files.close()
         self.index.close()
@@ -110,17 +121,22 @@ class ObjectStore:
     Safe to use from several threads. A PageReader.
     """
 
-    def __init__(self, dot_dir: str) -> None:
+    def __init__(self, dot_dir: str, lock_wait_s: float = 10.0) -> None:
+        """`lock_wait_s`: how long to wait for a sweep to end where the dot has to be held."""
         self.dot_dir = os.fspath(dot_dir)
         self.dot_id = _dot_id_of(self.dot_dir)
         self.lock = RLock()
         self.cache = DecodedCache()
         make_directory_durable(os.path.join(self.dot_dir, "packs"))
         self.sealed = SealedPacks(self.dot_dir)
+        self.hold = Hold(self.dot_dir, wait_s=lock_wait_s)
+        self.hold.renew = self._renew
+        self.hold.rest = self._rest
         self.is_partial: Callable[[], bool] = lambda: False
         """Asked when a page or chunk is missing: is that no damage, since only some subdots are
         kept here?"""
         self._reader = ObjectReader([self.sealed], self.cache, self.lock)
+        self._index_is_verified = False
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -130,8 +146,15 @@ class ObjectStore:
         Raises:
             ObjectMissing: not in this dot. HashMismatch, Corruption: damaged; names the pack.
         """
-        found = self._reader.find(kind, oid)
-        if found is None and self._another_process_sealed():
+        try:
+            found = self._reader.find(kind, oid)
+            if found is None and self._another_process_sealed():
+                found = self._reader.find(kind, oid)
+        except Corruption:
+            if not self._rebuilt_wrong_index(kind):
+                raise
+            found = self._reader.find(kind, oid)
+        if found is None and self._rebuilt_wrong_index(kind):
             found = self._reader.find(kind, oid)
         if found is None:
             raise self.missing(kind, oid)
@@ -143,7 +166,12 @@ class ObjectStore:
         Raises, when the turn of an object comes that cannot be read, what `read` would.
         """
         wanted, asked = tee(ids)
-        for oid, found in zip(asked, self._reader.find_many(kind, wanted), strict=True):
+        found_in_turn = iter(self._reader.find_many(kind, wanted))
+        for oid in asked:
+            try:
+                found = next(found_in_turn)
+            except Corruption:
+                found = None  # told once more below, or healed
             yield found.data if found is not None else self.read(kind, oid)
 
     def read_chunk(self, oid: ObjectId) -> bytes:
@@ -208,6 +236,20 @@ class ObjectStore:
             damaged_packs=damaged,
         )
 
+    def _rebuilt_wrong_index(self, kind: Kind) -> bool:
+        """Before an object is called lost: was it the index that was harmed? Looks once; where
+        content is not here for good reason nobody looks. Records of commits are always here, and
+        who asks for one may be the catalog, opening, which cannot say yet what is kept."""
+        is_content = kind in (Kind.PAGE, Kind.CHUNK)
+        if self._index_is_verified or (is_content and self.is_partial()):
+            return False
+        self._index_is_verified = True
+        with self.lock:
+            if self.sealed.index.agrees_with_packs():
+                return False
+            self.sealed.index.rebuild()
+        return True
+
     def _another_process_sealed(self) -> bool:
         """Look for packs that a killed process sealed and did not index."""
         with self.lock:
@@ -218,9 +260,10 @@ class ObjectStore:
     # --- writing ------------------------------------------------------------------------------
 
     def writer(self) -> "PackWriter":
-        """A writer of new packs; several may write at once."""
+        """A writer of new packs; several may write at once. Raises Busy: gc is sweeping."""
         from dmsync.storage.pack_writer import PackWriter  # the writer reads through a store
 
+        self.hold.require()
         return PackWriter(self)
 
     def publish(self, builders: list[PackBuilder]) -> tuple[PackInfo, ...]:
@@ -232,8 +275,8 @@ class ObjectStore:
         sealed: list[tuple[PackInfo, Footer]] = []
         for builder in builders:
             info = builder.finish()
-            with storage_errors(f"sealing pack {info.name}"):
-                os.rename(builder.path, os.path.join(self.sealed.directory, info.name))
+            with self.lock:
+                self.sealed.index.name_file(builder.path, info.name)
             sealed.append((info, builder.footer()))
             builder.close()
         if sealed:
@@ -242,6 +285,55 @@ class ObjectStore:
                 self.sealed.index.add(sealed)
                 consolidate(self.sealed.index, self.sealed.directory, self.dot_id)
         return tuple(info for info, _ in sealed)
+
+    # --- sweeping -------------------------------------------------------------------------------
+
+    def decode_at(self, place: Place, record: Record) -> Decoded:
+        """What the record at a place gives, unverified. Raises Corruption."""
+        return self._reader.decode_at(place, record)
+
+    def content_of_key(self, kind: Kind, key: bytes) -> Decoded:
+        """What has this short key. Raises ObjectMissing, Corruption."""
+        return self._reader.content_of_key(kind, key)
+
+    def sound_copies(self, key: bytes) -> list[tuple[Place, Record]]:
+        """Of the records that give the same object of this short key, places and forms; of several
+        objects (short keys may collide) none."""
+        found: dict[tuple[Kind, ObjectId], list[tuple[Place, Record]]] = {}
+        with self.lock:
+            places = self.sealed.places(key)
+        for place in sorted(places):
+            try:
+                with self.lock:
+                    record = self.sealed.load(place)
+                # what stands alone is judged by what lies there now, not by what was read before
+                alone = not record.bases
+                data = decode_record(record, ()) if alone else self.decode_at(place, record).data
+            except (BadObject, Corruption):
+                continue
+            oid = object_id(record.kind, data)
+            if short_key(oid) == key:
+                found.setdefault((record.kind, oid), []).append((place, record))
+        return next(iter(found.values())) if len(found) == 1 else []
+
+    def sweep(self, sealed: list[tuple[PackInfo, Footer]], gone: Sequence[str]) -> None:
+        """Take in new packs and let others go: out of the index first, durably, then from the
+        disk. The caller holds the dot alone.
+
+        Raises:
+            StorageFull, StorageFailed: what was to go may be there still, or again.
+        """
+        with self.lock:
+            index = self.sealed.index
+            self.sealed.close_files()
+            try:
+                index.sweep(sealed, gone)
+            except StorageFull:
+                # there is always room for no index: it is built again once something is free
+                index.sweep_without_room(gone)
+            else:
+                index.remove_swept_files(gone)
+            index.renew()
 
     # --- the whole ----------------------------------------------------------------------------
 
@@ -261,6 +353,10 @@ class ObjectStore:
         with a pack's name and how many of its bytes are done.
         """
         indexed = {pack.name for pack in self.packs()}  # first: what is sealed is indexed last
+        with self.lock:
+            contradictions = self.sealed.index.contradictions() if full else []
+        for contradiction in contradictions:
+            yield Problem("index.sqlite", None, b"", contradiction)
         with storage_errors(f"listing {self.sealed.directory}"):
             names = sorted(
                 name for name in os.listdir(self.sealed.directory) if name.endswith(PACK_SUFFIX)
@@ -270,6 +366,9 @@ class ObjectStore:
                 yield Problem(name, None, None, "the file is missing")
         with self.lock:
             leftovers = self.sealed.index.replaced()
+            lost = self.sealed.index.lost_packs()
+        for name in lost:
+            yield Problem(name, None, None, "the file was lost")
         for name in names:
             if name not in leftovers:
                 yield from self._check_pack(name, checked, full=full)
@@ -283,7 +382,7 @@ class ObjectStore:
         try:
             with self.lock:
                 fd = os.dup(self.sealed.file(name))
-        except Corruption as exc:
+        except (Corruption, StorageFailed) as exc:
             if not self._was_joined(name):
                 yield Problem(name, None, None, exc.message)
             return
@@ -302,6 +401,8 @@ class ObjectStore:
                     yield Problem(name, None, None, "its hash is not the one it states")
                 yield from self._check_records(name, fd, footer, checked)
             checked(name, footer.records_end)
+        except OSError as exc:
+            yield Problem(name, None, None, f"it cannot be read: {exc.strerror or exc}")
         finally:
             os.close(fd)
 
@@ -346,7 +447,17 @@ class ObjectStore:
             return Problem(place.pack, place.offset, key, "its hash is not its id")
         return None
 
+    def _rest(self) -> None:
+        with self.lock:
+            self.sealed.close_files()
+
+    def _renew(self) -> None:
+        """Know of no pack that a sweep has removed."""
+        with self.lock:
+            self.sealed.index.renew()
+
     def close(self) -> None:
+        self.hold.close()
         with self.lock:
             self.sealed.close()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from dmsync.errors import Corruption, FormatUnsupported, StorageFailed, StorageFull
-from dmsync.storage.durable import fsync_directory, remove_if_there, storage_errors
+from dmsync.storage.durable import fsync_directory, storage_errors
 from dmsync.storage.packs import (
     HEADER_BYTES,
     Footer,
@@ -89,21 +89,9 @@ def consolidate(index: "PackIndex", directory: str, dot_id: bytes) -> None:
             before = len(unsound)
             if not index.replace(join) and len(unsound) == before:
                 return
-            remove_replaced(index, directory)
+            index.remove_replaced_files()
     except (StorageFull, StorageFailed):
         return
-
-
-def remove_replaced(index: "PackIndex", directory: str) -> None:
-    """Remove the files of packs whose records the index has elsewhere, and whose removal may have
-    been cut short. Raises StorageFailed."""
-    with storage_errors(f"listing {directory}"):
-        leftovers = index.replaced().intersection(os.listdir(directory))
-    for name in leftovers:
-        with storage_errors(f"removing pack {name}"):
-            remove_if_there(os.path.join(directory, name))
-    if leftovers:
-        fsync_directory(directory)
 
 
 def _join(

@@ -10,23 +10,31 @@ there, or built for this process alone when it does not say what the packs direc
 
 import math
 import os
+import re
 import sqlite3
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from dmsync.core.ids import KEY_BYTES
 from dmsync.errors import Corruption, StorageFailed, StorageFull
 from dmsync.storage import schema
-from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors
+from dmsync.storage.durable import (
+    fsync_directory,
+    lock_exclusively,
+    remove_if_there,
+    storage_errors,
+    write_file_atomic,
+)
 from dmsync.storage.locks import FileLock
 from dmsync.storage.pack_consolidation import JOINED_PACKS_MAX, JoinedPack
 from dmsync.storage.packs import PACK_SUFFIX, Footer, PackInfo, Place, read_footer
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 4
 _FILE_NAME: Final = "index.sqlite"
+_PACK_NAME: Final = re.compile(r"[0-9a-f]{32}\.pack", re.ASCII)
 REPLACED_KEPT: Final = 2 * JOINED_PACKS_MAX
 """Packs that were joined into others and whose records can be asked for by their old places: what
 may happen between somebody's look-up and his read."""
@@ -40,7 +48,7 @@ _BUSY_TIMEOUT_S: Final = 30.0
 
 _SCHEMA: Final = """
 CREATE TABLE packs (
-    rid INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+    rid INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,
     bytes INTEGER NOT NULL, records INTEGER NOT NULL
 );
 CREATE TABLE objects (
@@ -49,8 +57,9 @@ CREATE TABLE objects (
 ) WITHOUT ROWID;
 CREATE TABLE replaced (
     number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
-    pack INTEGER NOT NULL, shift INTEGER NOT NULL
+    pack INTEGER NOT NULL, shift INTEGER NOT NULL, file TEXT NOT NULL
 );
+CREATE TABLE condemned (name TEXT PRIMARY KEY, file TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -128,11 +137,14 @@ class PackIndex:
         self._packs_dir = os.path.join(dot_dir, "packs")
         self._path = os.path.join(dot_dir, _FILE_NAME)
         self._lock_path = os.path.join(dot_dir, "index.lock")
+        self._lost_path = os.path.join(dot_dir, "lost-packs")
         self._names: dict[int, str] = {}
         self.unreadable: set[str] = set()
         """Packs whose table cannot be read: not indexed, found by `ObjectStore.check`."""
         self._is_private = False
         """Built for this process alone: the file can be neither used nor written."""
+        self._is_locked = False
+        """Is this the one that holds the writers' lock?"""
         with storage_errors(f"opening the object index {self._path}"):
             os.makedirs(self._packs_dir, 0o700, exist_ok=True)
         self._db = self._open()
@@ -173,6 +185,15 @@ class PackIndex:
         rows = self._select("SELECT DISTINCT key FROM objects", ())
         return {key.to_bytes(KEY_BYTES, "big", signed=True) for (key,) in rows}
 
+    def duplicates(self) -> list[bytes]:
+        """Short keys of which there are several records."""
+        rows = self._select("SELECT key FROM objects GROUP BY key HAVING count(*) > 1", ())
+        return [key.to_bytes(KEY_BYTES, "big", signed=True) for (key,) in rows]
+
+    def contradictions(self) -> list[str]:
+        """What SQLite finds wrong in its own structures; the first few. O(size)."""
+        return [row[0] for row in self._select("PRAGMA integrity_check(3)", ()) if row[0] != "ok"]
+
     def packs(self) -> list[PackInfo]:
         """Sealed packs, oldest known first."""
         rows = self._select("SELECT name, bytes, records FROM packs ORDER BY rid", ())
@@ -188,13 +209,60 @@ class PackIndex:
         return Place(rows[0][0], place.offset + rows[0][1]) if rows else None
 
     def replaced(self) -> set[str]:
-        """Packs whose records are all in one of `packs` now: their files are to be removed."""
+        """Packs whose records are all in one of `packs` now, or swept, and whose files are there
+        and to be removed. A pack of the same name that came again is none of them."""
+        return set(self._replaced_files())
+
+    def _replaced_files(self) -> dict[str, str]:
+        """Of those packs, what tells their files from others."""
         rows = self._select(
-            "SELECT name FROM replaced WHERE pack IN (SELECT rid FROM packs) "
-            "AND name NOT IN (SELECT name FROM packs)",
+            "SELECT r.name, r.file, p.name FROM replaced r JOIN packs p ON p.rid = r.pack "
+            "WHERE r.name NOT IN (SELECT name FROM packs) "
+            "UNION SELECT name, file, NULL FROM condemned "
+            "WHERE name NOT IN (SELECT name FROM packs)",
             (),
         )
-        return {row[0] for row in rows}
+        return {
+            name: file
+            for name, file, joined in rows
+            if file == self._file_identity_of(name)
+            and (joined is None or self._file_identity_of(joined) is not None)
+        }
+
+    def _file_identity_of(self, name: str) -> str | None:
+        """What tells the file of a pack from another one that has, or had, the same name. A copy of
+        the file is another one too: taking it for a pack costs room and nothing else."""
+        try:
+            status = os.lstat(os.path.join(self._packs_dir, name))
+        except OSError:
+            return None
+        return f"{status.st_ino}:{status.st_ctime_ns}"
+
+    def remove_replaced_files(self) -> None:
+        """Remove the files of `replaced`, durably. Raises StorageFailed."""
+        replaced = self._replaced_files()
+        if not replaced or self._is_private:
+            return
+        # Under the lock no file gets a name: what is looked at is what is removed.
+        with self._writers_lock():
+            if not self._was_superseded():
+                same = [n for n, file in replaced.items() if file == self._file_identity_of(n)]
+                self._remove_files(same)
+
+    def name_file(self, path: str, name: str) -> None:
+        """Give the file of a finished pack its name, while nobody removes one that has had it.
+        Raises StorageFull, StorageFailed."""
+        with self._writers_lock(), storage_errors(f"sealing pack {name}"):
+            os.rename(path, os.path.join(self._packs_dir, name))
+
+    def _remove_files(self, names: Iterable[str]) -> None:
+        removed = False
+        for name in names:
+            with storage_errors(f"removing pack {name}"):
+                remove_if_there(os.path.join(self._packs_dir, name))
+            removed = True
+        if removed:
+            fsync_directory(self._packs_dir)
 
     def _pack_name(self, rid: int) -> str:
         name = self._names.get(rid)
@@ -209,6 +277,8 @@ class PackIndex:
         except sqlite3.DatabaseError as exc:
             if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
                 raise self._translated(exc) from exc
+            if self._is_locked:
+                raise  # `_change` starts over, which holds the lock already
             self._rebuild()
             return self._db.execute(sql, values).fetchall()
 
@@ -216,6 +286,8 @@ class PackIndex:
 
     def catch_up(self) -> None:
         """Make the index say what the packs directory holds; cheap when nothing changed."""
+        if self._was_superseded():
+            self._reopen()  # what the old file says is of the past
         with storage_errors(f"listing {self._packs_dir}"):
             listed = {name for name in os.listdir(self._packs_dir) if name.endswith(PACK_SUFFIX)}
         known = {row[0] for row in self._select("SELECT name FROM packs", ())}
@@ -224,10 +296,17 @@ class PackIndex:
         listed -= self.replaced()  # removing them was cut short
         if listed - self.unreadable == known:
             return
+        if known and listed and not known & listed and not self._is_private:
+            self._rebuild()  # of another dot, or of another time
+            return
 
         def change() -> None:
+            if self._was_superseded():
+                return
             for name in known - listed:
-                self._remove(name)
+                if not os.path.lexists(os.path.join(self._packs_dir, name)):
+                    self._note_lost(name)
+                    self._remove(name)
             for name in sorted(listed - known):
                 self._insert_from_file(name)
 
@@ -236,6 +315,115 @@ class PackIndex:
         except (StorageFull, StorageFailed):
             self._db.close()
             self._build_privately()
+        if self._was_superseded():  # just now
+            self.catch_up()
+
+    # A file of a pack goes only after the index let go of it; one that the index still names was
+    # lost. Its name would go with the rows, so it is kept in a file for fsck.
+
+    def lost_packs(self) -> list[str]:
+        """Names of packs that were indexed and whose files are gone, until they are forgotten."""
+        with storage_errors(f"reading {self._lost_path}"):
+            try:
+                with open(self._lost_path, encoding="utf-8", errors="replace") as file:
+                    return file.read().splitlines()
+            except FileNotFoundError:
+                return []
+
+    def forget_lost_packs(self) -> None:
+        """Nothing that was in them is missing any more. Raises StorageFailed."""
+        with storage_errors(f"removing {self._lost_path}"):
+            remove_if_there(self._lost_path)
+
+    def agrees_with_packs(self) -> bool:
+        """Whether it says what the tables of the packs say. O(records); what cannot be read is
+        passed over."""
+        for pack in self.packs():
+            try:
+                footer, _ = self._read_footer(pack.name)
+            except (Corruption, StorageFailed):
+                continue
+            if self.places_in(pack.name) != set(zip(footer.keys, footer.offsets, strict=True)):
+                return False
+        return True
+
+    def _note_lost(self, name: str) -> None:
+        known = self.lost_packs()
+        gone = self._select("SELECT name FROM packs WHERE name = ?", (name,))
+        is_name = _PACK_NAME.fullmatch(name) is not None
+        if gone and is_name and name not in known and not self._is_private:
+            text = "".join(f"{line}\n" for line in [*known, name])
+            write_file_atomic(self._lost_path, text.encode())
+
+    def renew(self) -> None:
+        """As opened anew: another process may have swept packs, and replaced the file."""
+        self._names.clear()
+        if self._is_private:
+            self._reopen()
+        self.catch_up()
+
+    def _reopen(self) -> None:
+        self._names.clear()
+        self._db.close()
+        self._is_private = False
+        self._db = self._open()
+
+    def sweep(self, packs: list[tuple[PackInfo, Footer]], gone: Sequence[str]) -> None:
+        """Take in new packs and forget others, in one durable transaction. The files of `gone` are
+        to be removed when this returns; they are not taken for packs again.
+
+        Raises:
+            StorageFull, StorageFailed: nothing has changed.
+        """
+
+        def change() -> None:
+            listed = set(os.listdir(self._packs_dir))
+            for (name,) in self._db.execute("SELECT name FROM condemned").fetchall():
+                if name not in listed:
+                    self._db.execute("DELETE FROM condemned WHERE name = ?", (name,))
+            for info, footer in packs:
+                self._insert(info, footer)
+            for name in gone:
+                self._remove(name)
+                file = self._file_identity_of(name)
+                if file is not None:
+                    self._db.execute("INSERT OR REPLACE INTO condemned VALUES (?, ?)", (name, file))
+
+        if self._is_private:
+            raise StorageFull("there is no room for the object index")
+        self._change(change, synchronous="FULL", is_repeatable=True)
+
+    def sweep_without_room(self, gone: Sequence[str]) -> None:
+        """Remove the index itself, durably, then the files of `gone`, of which nothing claims to be
+        there any more. Takes no room. It is built again by whoever opens it next (or by `renew`);
+        who opens it meanwhile waits, or it would be built of files that go.
+
+        Raises:
+            StorageFailed
+        """
+        with self._writers_lock():
+            with storage_errors(f"removing {self._path}"):
+                self._db.close()
+                for suffix in ("", "-wal", "-shm"):
+                    remove_if_there(self._path + suffix)
+                fsync_directory(os.path.dirname(self._path))
+            self._remove_files(gone)
+
+    def remove_swept_files(self, gone: Sequence[str]) -> None:
+        """Remove the files that `sweep` was given, durably. Raises StorageFailed."""
+        with self._writers_lock():
+            self._remove_files(gone)
+
+    def _was_superseded(self) -> bool:
+        """Has another process removed or replaced the file that is open here?"""
+        return not self._is_private and self._identity != self._file_identity()
+
+    def _file_identity(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def add(self, packs: list[tuple[PackInfo, Footer]]) -> None:
         """Index packs that were just sealed."""
@@ -284,8 +472,8 @@ class PackIndex:
                 "UPDATE replaced SET pack = ?, shift = shift + ? WHERE pack = ?", (new, shift, old)
             )
             self._db.execute(
-                "INSERT OR REPLACE INTO replaced (name, pack, shift) VALUES (?, ?, ?)",
-                (name, new, shift),
+                "INSERT OR REPLACE INTO replaced (name, pack, shift, file) VALUES (?, ?, ?, ?)",
+                (name, new, shift, self._file_identity_of(name) or ""),
             )
         self._db.execute(
             "DELETE FROM replaced WHERE number <= (SELECT max(number) FROM replaced) - ?",
@@ -293,6 +481,8 @@ class PackIndex:
         )
 
     def _insert(self, info: PackInfo, footer: Footer) -> None:
+        # Whatever became of a pack of this name before: this one is not to go.
+        self._db.execute("DELETE FROM condemned WHERE name = ?", (info.name,))
         cursor = self._db.execute(
             "INSERT INTO packs (name, bytes, records) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
             (info.name, info.bytes, info.records),
@@ -330,8 +520,15 @@ class PackIndex:
             finally:
                 os.close(fd)
 
-    def _change(self, change: Callable[[], None]) -> None:
-        """Run one transaction; a damaged database is rebuilt, which includes the change."""
+    def _change(
+        self,
+        change: Callable[[], None],
+        *,
+        synchronous: str = "NORMAL",
+        is_repeatable: bool = False,
+    ) -> None:
+        """Run one transaction; a damaged database is rebuilt, which includes the change: what the
+        packs directory says, or where it does not say it, the change done again."""
         if self._is_private:
             self._transact(change)
             return
@@ -339,16 +536,29 @@ class PackIndex:
             try:
                 if isinstance(self._db, schema.FrozenConnection):
                     self._thaw()
+                self._db.execute(f"PRAGMA synchronous={synchronous}")
                 self._transact(change)
             except sqlite3.DatabaseError as exc:
                 if isinstance(exc, sqlite3.OperationalError) and not _is_damage(exc):
                     raise self._translated(exc) from exc
-                self._start_over()
+                if is_repeatable:
+                    self._start_over(change, synchronous=synchronous)
+                else:
+                    self._start_over()
 
     def _thaw(self) -> None:
         """What was opened as a file nobody can write is to be written now."""
         frozen, self._db = self._db, self._connect()
         frozen.close()
+
+    def rebuild(self) -> None:
+        """Read every footer anew: what the database says is not to be believed.
+
+        Raises:
+            StorageFull, StorageFailed
+        """
+        self.unreadable.clear()
+        self._rebuild()
 
     def _rebuild(self) -> None:
         try:
@@ -377,8 +587,11 @@ class PackIndex:
             if name.endswith(PACK_SUFFIX):
                 self._insert_from_file(name)
 
-    def _start_over(self) -> None:
-        """Remove the database and read every footer. The caller holds the writers' lock.
+    def _start_over(
+        self, change: Callable[[], None] | None = None, *, synchronous: str = "NORMAL"
+    ) -> None:
+        """Remove the database, read every footer, and `change` what that says, in one transaction.
+        The caller holds the writers' lock.
 
         Another process may have the old file open: it goes on reading what that says, and what
         it adds there is found again in the packs directory by whoever opens next.
@@ -389,8 +602,16 @@ class PackIndex:
                 remove_if_there(self._path + suffix)
         self._names = {}
         self._db = self._connect()
+        self._identity = self._file_identity()
+
+        def begin() -> None:
+            self._fill()
+            if change is not None:
+                change()
+
         try:
-            self._transact(self._fill)
+            self._db.execute(f"PRAGMA synchronous={synchronous}")
+            self._transact(begin)
         except sqlite3.OperationalError as exc:
             raise self._translated(exc) from exc
 
@@ -414,13 +635,20 @@ class PackIndex:
         try:
             with storage_errors(f"locking {self._lock_path}"):
                 lock_exclusively(fd, wait=True)
+            self._is_locked = True
             yield
         finally:
+            self._is_locked = False
             os.close(fd)
 
     # --- opening ------------------------------------------------------------------------------
 
     def _open(self) -> sqlite3.Connection:
+        db = self._opened()
+        self._identity = self._file_identity()
+        return db
+
+    def _opened(self) -> sqlite3.Connection:
         if os.path.exists(self._path):
             # Shared: while it is held, nobody replaces the file under its name.
             with self._readers_lock():
@@ -486,12 +714,17 @@ class PackIndex:
             self._start_over()
 
     def _connect(self) -> sqlite3.Connection:
+        with suppress(OSError):  # there already, or SQLite will say what is wrong
+            # SQLite would make it as the umask has it; its WAL gets the mode of the file.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(self._path, flags, 0o600))
         try:
             db = sqlite3.connect(
                 self._path,
                 timeout=_BUSY_TIMEOUT_S,
                 isolation_level=None,
                 check_same_thread=False,
+                factory=schema.CarefulConnection,
             )
         except sqlite3.OperationalError as exc:
             raise self._translated(exc) from exc
@@ -522,4 +755,5 @@ class PackIndex:
 
 def _is_damage(exc: sqlite3.OperationalError) -> bool:
     """A missing table is damage of a projection; a full disk or a lock is not."""
-    return "no such table" in str(exc) or "malformed" in str(exc)
+    text = str(exc)
+    return "no such table" in text or "malformed" in text or "decode to UTF-8" in text

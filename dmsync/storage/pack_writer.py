@@ -32,13 +32,13 @@ from dmsync.storage.chunk_forms import (
 )
 from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors
 from dmsync.storage.object_reading import Decoded, ObjectReader
+from dmsync.storage.pack_consolidation import TEMPORARY_PREFIX as TEMPORARY_PREFIX
 from dmsync.storage.packs import PACK_BYTES_MAX, PackBuilder, PackInfo, Place
 from dmsync.storage.stages import stage
 
 if TYPE_CHECKING:
     from dmsync.storage.object_store import ObjectStore
 
-TEMPORARY_PREFIX: Final = "tmp-"
 _DELTA_KINDS: Final = (Kind.CHUNK, Kind.PAGE)
 _IDS_REMEMBERED: Final = 65_536
 _OFFSET_BITS: Final = 40

@@ -8,6 +8,7 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -43,6 +44,8 @@ _TRAILER: Final = struct.Struct("<QQIII4s32s8s")
 BLAKE3 of everything before, end magic."""
 _KEY: Final = struct.Struct(f"{KEY_BYTES}s")
 HEADER_BYTES: Final = _HEADER.size
+ENVELOPE_BYTES: Final = _HEADER.size + _TRAILER.size
+"""What a sealed pack has besides records and their table."""
 _HASHED_TRAILER_BYTES: Final = _TRAILER.size - 40
 _BUFFER_BYTES: Final = 1024 * 1024
 _UNBUFFERED_BYTES_MIN: Final = 128 * 1024
@@ -122,8 +125,14 @@ def read_footer(fd: int, pack: str) -> tuple[Footer, PackInfo]:
     Raises:
         Corruption: cut short or not consistent. FormatUnsupported: newer.
     """
-    size = os.fstat(fd).st_size
     check_header(os.pread(fd, HEADER_BYTES, 0), pack)
+    footer = read_table(fd, pack)
+    return footer, PackInfo(pack, os.fstat(fd).st_size, len(footer.offsets))
+
+
+def read_table(fd: int, pack: str) -> Footer:
+    """As read_footer, whatever the header says: what a rescue asks for. Raises Corruption."""
+    size = os.fstat(fd).st_size
     trailer = os.pread(fd, _TRAILER.size, max(0, size - _TRAILER.size))
     if size < HEADER_BYTES + _TRAILER.size or not trailer.endswith(_END_MAGIC):
         raise Corruption(f"pack {pack} is cut short", pack=pack)
@@ -145,7 +154,7 @@ def read_footer(fd: int, pack: str) -> tuple[Footer, PackInfo]:
     ends = array("Q", accumulate(lengths, initial=HEADER_BYTES))
     if ends.pop() != at:
         raise Corruption(f"pack {pack}: its table does not fit its records", pack=pack)
-    return Footer(footer[table_bytes:], ends, at), PackInfo(pack, size, count)
+    return Footer(footer[table_bytes:], ends, at)
 
 
 def _parse_lengths(table: bytes, count: int) -> "array[int]":
@@ -167,8 +176,15 @@ def _encode_lengths(lengths: "array[int]") -> bytes:
 
 
 def read_record(fd: int, place: Place) -> Record:
-    """One record. Raises Corruption naming the pack."""
-    return _record_and_length(fd, place)[0]
+    """One record. Raises Corruption naming the pack, also where the disk cannot read it."""
+    try:
+        return _record_and_length(fd, place)[0]
+    except OSError as exc:
+        raise Corruption(
+            f"pack {place.pack}: cannot be read at {place.offset}: {exc.strerror or exc}",
+            pack=place.pack,
+            offset=place.offset,
+        ) from exc
 
 
 def _record_and_length(fd: int, place: Place) -> tuple[Record, int]:
@@ -408,7 +424,7 @@ class PackBuilder:
         """Drop what follows the restored records. Raises StorageFailed."""
         with storage_errors(f"truncating {self.path}"):
             os.ftruncate(self._fd, self._flushed_bytes)
-            os.fsync(self._fd)
+            self._fsync()
 
     def _note(self, record: bytes, key: bytes) -> None:
         self._keys += key
@@ -446,7 +462,18 @@ class PackBuilder:
     def sync_flushed(self) -> None:
         """As `sync` for what was flushed; may run while another thread appends."""
         with storage_errors(f"syncing pack {self.path}"), stage("sync"):
+            self._fsync()
+
+    def _fsync(self) -> None:
+        """Raises OSError; the file is gone then. The kernel takes pages that it could not write for
+        clean: reading them back would be sound, and a further fsync would succeed without having
+        written anything, so nobody may go on with this file."""
+        try:
             os.fsync(self._fd)
+        except OSError:
+            with suppress(OSError):
+                remove_if_there(self.path)
+            raise
 
     def finish(self) -> PackInfo:
         """Write footer and trailer, durably. The file keeps its temporary name and its lock."""

@@ -13,7 +13,10 @@ from typing import Any, assert_never
 from dmsync.core.encoding import decode, encode
 from dmsync.core.events import (
     BranchRenamed,
+    CollaboratorAdded,
+    CollaboratorRemoved,
     CommitsAdded,
+    CommitsForgotten,
     CommitsListed,
     CommitsThinned,
     ConflictResolved,
@@ -26,10 +29,12 @@ from dmsync.core.events import (
     DotScopeSet,
     EpochStarted,
     Event,
+    GarbageCollected,
     HeadSwitched,
     MergeEnded,
     MergeStarted,
     Operation,
+    QuotaSet,
     RefChanged,
     RemoteAdded,
     RemoteObserved,
@@ -51,7 +56,7 @@ from dmsync.core.events import (
     WorkingSaved,
 )
 from dmsync.core.ids import DotId, ObjectId
-from dmsync.core.names import check_branch_name, check_ref_name
+from dmsync.core.names import check_branch_name, check_namespace, check_ref_name
 from dmsync.core.objects import tag_from_bytes
 from dmsync.errors import (
     AlreadyExists,
@@ -66,6 +71,7 @@ from dmsync.errors import (
     RemoteNotFound,
 )
 from dmsync.storage.commit_projection import CommitInsertion, ReadCommit, commit_rid
+from dmsync.storage.forgetting import Given, forget_commits, is_forgotten, remember_commits
 
 ReadTag = Callable[[DotId, ObjectId], bytes]
 """Verified payload of an annotated tag from the dot's packs."""
@@ -78,7 +84,7 @@ class Projection:
     """The tables behind one connection, which has a transaction open while this writes.
 
     With `is_replay`, commits whose payloads are gone are noted in missing_commits instead of
-    stopping the replay; of dots in `purged` no payload is asked for.
+    stopping the replay.
     """
 
     def __init__(
@@ -88,13 +94,15 @@ class Projection:
         *,
         read_tag: ReadTag | None = None,
         is_replay: bool = False,
-        purged: frozenset[DotId] = frozenset(),
+        given_up: Given | None = None,
     ) -> None:
+        """`given_up`: commits that later events of the replay forget, and dots that they purge: no
+        payload of those is asked for."""
         self._db = connection
         self._read_commit = read_commit
         self._read_tag = read_tag
         self._is_replay = is_replay
-        self._purged = purged
+        self._given_up = given_up or Given()
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -238,8 +246,12 @@ class Projection:
                 self._check_commits(event)
             case SignatureAdded():
                 self._check_live(event.dot)
+            case CollaboratorAdded() | CollaboratorRemoved():
+                self._check_collaborator(event)
             case MergeStarted():
                 self._check_no_merge(event)
+                named = (event.ours, event.theirs, *event.bases, event.snapshot)
+                self._check_not_forgotten(event.dot, *named)
             case ConflictResolved() | MergeEnded():
                 self._check_merge(event)
             case UndoApplied():
@@ -248,6 +260,11 @@ class Projection:
             case HeadSwitched() | WorkingSaved():
                 self._check_live(event.dot)
                 check_branch_name(event.branch, made_by_dm=True)
+                if isinstance(event, WorkingSaved):
+                    self._check_not_forgotten(event.dot, event.commit)
+            case TreeSwitchStarted():
+                self._check_live(event.dot)
+                self._check_not_forgotten(event.dot, event.from_commit, event.to_root_commit)
             case (
                 DotDeleted()
                 | CommitsAdded()
@@ -255,11 +272,13 @@ class Projection:
                 | DotScopeSet()
                 | UpstreamRemoved()
                 | WorkingDropped()
-                | TreeSwitchStarted()
                 | TreeSwitchFinished()
             ):
                 self._check_live(event.dot)
-            case EpochStarted() | RemoteObserved():
+            case CommitsForgotten():
+                if not self._one("SELECT 1 FROM dots WHERE dot = ?", event.dot):
+                    raise DotNotFound(f"no dot with id {event.dot.hex()}", dot=event.dot.hex())
+            case EpochStarted() | RemoteObserved() | QuotaSet() | GarbageCollected():
                 pass
             case _:
                 assert_never(event)
@@ -307,6 +326,7 @@ class Projection:
             )
         if event.new is None:
             return
+        self._check_not_forgotten(event.dot, event.new)
         rid = self._rid(number, event.new)
         if rid is not None:
             self._check_content(event.name, event.new, rid)
@@ -317,6 +337,17 @@ class Projection:
             raise ObjectMissing(
                 f"commit {event.new.hex()} is not here", kind="commit", id=event.new.hex()
             )
+
+    def _check_not_forgotten(self, dot: DotId, *commits: ObjectId | None) -> None:
+        """What gc gave up can be named again only once it has come again."""
+        for commit in commits:
+            if commit is not None and is_forgotten(self._db, self._dot(dot), commit):
+                raise ObjectMissing(
+                    f"commit {commit.hex()[:12]} is gone: gc gave it up",
+                    hint="a remote that has it can give it back: dm fetch",
+                    kind="commit",
+                    id=commit.hex(),
+                )
 
     def _check_content(self, ref: str, commit: ObjectId, rid: int) -> None:
         """Refs name commits whose content is here; those of a remote say what is there."""
@@ -364,6 +395,18 @@ class Projection:
                 raise ObjectMissing(
                     f"commit {commit.hex()} is not here", kind="commit", id=commit.hex()
                 )
+
+    def _check_collaborator(self, event: CollaboratorAdded | CollaboratorRemoved) -> None:
+        number = self._check_live(event.dot)
+        is_shared = self._one(
+            "SELECT 1 FROM collaborators WHERE dot = ? AND user = ?", number, event.user
+        )
+        if isinstance(event, CollaboratorAdded):
+            check_namespace(event.user)
+            if is_shared:
+                raise AlreadyExists(f"{event.user} is a collaborator already", user=event.user)
+        elif not is_shared:
+            raise NotFound(f"{event.user} is no collaborator of the dot", user=event.user)
 
     def _check_no_merge(self, event: MergeStarted) -> None:
         number = self._check_live(event.dot)
@@ -425,6 +468,9 @@ class Projection:
                 )
                 how, detail = (row[0] or "open", row[1]) if row else (None, b"")
                 return replace(event, old_how=how, old_detail=detail)
+            case QuotaSet():
+                row = self._one("SELECT bytes_max FROM quotas WHERE namespace = ?", event.namespace)
+                return replace(event, old=row[0] if row else None)
             case MergeEnded():
                 return self._completed_end(event)
             case DotScopeSet():
@@ -549,8 +595,13 @@ class Projection:
                 self._add_commits(seq, event)
             case CommitsListed():
                 self._add_commits(seq, event)
+            case CommitsForgotten():
+                if not self._given_up.is_purged_after(seq, event.dot):
+                    forget_commits(db, self._dot(event.dot), event.commits)
+            case GarbageCollected():
+                pass
             case CommitsThinned():
-                self._thin_commits(event)
+                self._thin_commits(seq, event)
             case DotScopeSet():
                 number = self._dot(event.dot)
                 db.execute("DELETE FROM scopes WHERE dot = ?", (number,))
@@ -561,6 +612,18 @@ class Projection:
                     "INSERT OR IGNORE INTO signatures VALUES (?, ?, ?, ?)",
                     (self._dot(event.dot), event.target, event.signature, seq),
                 )
+            case CollaboratorAdded():
+                db.execute(
+                    "INSERT OR REPLACE INTO collaborators VALUES (?, ?, ?)",
+                    (self._dot(event.dot), event.user, seq),
+                )
+            case CollaboratorRemoved():
+                db.execute(
+                    "DELETE FROM collaborators WHERE dot = ? AND user = ?",
+                    (self._dot(event.dot), event.user),
+                )
+            case QuotaSet():
+                self._set_quota(event)
             case RefChanged():
                 self._change_ref(seq, event)
             case BranchRenamed():
@@ -653,6 +716,11 @@ class Projection:
             case _:
                 assert_never(event)
 
+    def _set_quota(self, event: QuotaSet) -> None:
+        self._db.execute("DELETE FROM quotas WHERE namespace = ?", (event.namespace,))
+        if event.bytes_max is not None:
+            self._db.execute("INSERT INTO quotas VALUES (?, ?)", (event.namespace, event.bytes_max))
+
     def set_meta(self, key: str, value: object) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
@@ -685,9 +753,11 @@ class Projection:
             "upstreams",
             "scopes",
             "signatures",
+            "collaborators",
             "merges",
             "conflicts",
             "missing_commits",
+            "forgotten",
             "commits",
         ):
             db.execute(f"DELETE FROM {table} WHERE dot = ?", (number,))
@@ -703,14 +773,21 @@ class Projection:
         # Each listed commit uses up a rid, known already or not, so that a replay without the
         # payloads of purged dots numbers the others alike.
         self.set_meta("next_rid", rid + len(event.commits))
-        if event.dot in self._purged:
+        if self._given_up.is_purged_after(seq, event.dot):
             return
+        remember_commits(self._db, number, event.commits)
         CommitInsertion(
-            self._db, self._read_commit, number, seq, event, is_replay=self._is_replay
+            self._db,
+            self._read_commit,
+            number,
+            seq,
+            event,
+            is_replay=self._is_replay,
+            given_up=self._given_up.after(seq, event.dot),
         ).insert(rid)
 
-    def _thin_commits(self, event: CommitsThinned) -> None:
-        if event.dot in self._purged:
+    def _thin_commits(self, seq: int, event: CommitsThinned) -> None:
+        if self._given_up.is_purged_after(seq, event.dot):
             return
         number = self._dot(event.dot)
         for commit in event.commits:

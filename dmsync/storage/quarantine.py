@@ -27,6 +27,7 @@ from dmsync.storage.durable import (
     fsync_directory,
     lock_exclusively,
     make_directory_durable,
+    remove_if_there,
     storage_errors,
 )
 from dmsync.storage.object_reading import ObjectReader
@@ -54,6 +55,7 @@ class Quarantine:
     """
 
     def __init__(self, store: "ObjectStore") -> None:
+        store.hold.require()
         self._store = store
         self._directory = os.path.join(store.dot_dir, "quarantine")
         make_directory_durable(self._directory)
@@ -148,8 +150,9 @@ class Quarantine:
         run: list[tuple[Arriving, Verified]] = []
         for key, (arriving, verified) in zip(keys, arrived, strict=True):
             kind = arriving.record.kind
+            # A damaged one is not here: the sound copy that came repairs it.
             is_here = verified.oid in self.received_ids or (
-                key in stored and self._reader.find(kind, verified.oid) is not None
+                key in stored and self.has(kind, verified.oid)
             )
             if is_here:
                 continue
@@ -309,6 +312,11 @@ class Quarantine:
         self._name_is_durable = True
         self.received_ids.clear()
 
+    @property
+    def bytes_held(self) -> int:
+        """What came in, in this session or in those it adopted from, as it lies on the disk."""
+        return sum(builder.size for builder in self._parts.builders)
+
     # --- adopting -----------------------------------------------------------------------------
 
     def _adopt_parts(self) -> None:
@@ -330,6 +338,12 @@ class Quarantine:
             if not lock_exclusively(fd, wait=False) or not os.fstat(fd).st_nlink:
                 os.close(fd)
                 return  # a living session has it
+            if os.fstat(fd).st_nlink > 1:
+                # A pack by now: after a loss of power its renaming may have left both names (btrfs
+                # does that), and whatever is done to the part is done to the sealed pack.
+                os.close(fd)
+                remove_if_there(path)
+                return
         builder = PackBuilder.adopt(path, fd)
         if not _is_ours(fd, builder.name, self._store.dot_id):
             builder.discard()

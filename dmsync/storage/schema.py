@@ -6,14 +6,14 @@ older file is rebuilt from the log instead of being migrated.
 
 import os
 import sqlite3
-from typing import Final
+from typing import Any, Final
 
 from blake3 import blake3
 
 from dmsync.core.encoding import encode
 from dmsync.errors import StorageFailed, StorageFull
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 BUSY_TIMEOUT_MS: Final = 5000
 """Only recovery and closing of the WAL by another process ever make a statement wait."""
 
@@ -80,6 +80,13 @@ CREATE TABLE signatures (
     PRIMARY KEY (dot, target, signature)
 ) WITHOUT ROWID;
 CREATE TABLE scopes (dot INTEGER PRIMARY KEY REFERENCES dots, subdots BLOB NOT NULL);
+CREATE TABLE collaborators (
+    dot INTEGER NOT NULL REFERENCES dots,
+    user TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (dot, user)
+) WITHOUT ROWID;
+CREATE TABLE quotas (namespace TEXT PRIMARY KEY, bytes_max INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE merges (
     dot INTEGER NOT NULL REFERENCES dots,
     branch TEXT NOT NULL,
@@ -105,6 +112,11 @@ CREATE TABLE conflicts (
 ) WITHOUT ROWID;
 CREATE TABLE undone (operation INTEGER PRIMARY KEY, by_seq INTEGER NOT NULL);
 CREATE TABLE missing_commits (
+    dot INTEGER NOT NULL REFERENCES dots,
+    id BLOB NOT NULL,
+    PRIMARY KEY (dot, id)
+) WITHOUT ROWID;
+CREATE TABLE forgotten (
     dot INTEGER NOT NULL REFERENCES dots,
     id BLOB NOT NULL,
     PRIMARY KEY (dot, id)
@@ -203,6 +215,7 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
         cached_statements=256,
+        factory=CarefulConnection,
     )
     try:
         _set_pragmas(connection, read_only=read_only)
@@ -212,7 +225,20 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     return connection
 
 
-class FrozenConnection(sqlite3.Connection):
+class CarefulConnection(sqlite3.Connection):
+    """One whose errors are all of sqlite3: quoting a damaged schema, the module cannot decode
+    its own message."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        try:
+            return super().execute(sql, parameters)
+        except UnicodeDecodeError as exc:
+            error = sqlite3.DatabaseError("malformed database schema")
+            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise error from exc
+
+
+class FrozenConnection(CarefulConnection):
     """Reads a database as if nobody could change it: no locks, no WAL, no file is made."""
 
     fingerprint: tuple[int, ...] = ()
@@ -308,6 +334,53 @@ def checkpoint(connection: sqlite3.Connection, path: str, *, wal_bytes_min: int)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+
+
+NAMES_KEY: Final = "names"
+NAMES_MAX: Final = 4096
+"""Refs beyond which what they say is not checked whenever the catalog is opened, only by fsck."""
+_NAMES: Final = (
+    "SELECT number, dot, namespace, name, owner, head, trash FROM dots ORDER BY number",
+    "SELECT number, dot, name, COALESCE((SELECT id FROM commits WHERE rid = target), target), "
+    "origin FROM refs ORDER BY number",
+    "SELECT dot, branch, COALESCE((SELECT id FROM commits WHERE rid = target), target) "
+    "FROM working ORDER BY dot, branch",
+    "SELECT * FROM texts ORDER BY number",
+    "SELECT * FROM remotes ORDER BY name",
+    "SELECT * FROM upstreams ORDER BY dot, remote",
+    "SELECT * FROM trees ORDER BY dot",
+    "SELECT * FROM switches ORDER BY dot, branch",
+    "SELECT * FROM scopes ORDER BY dot",
+    "SELECT * FROM merges ORDER BY dot, branch",
+    "SELECT * FROM collaborators ORDER BY dot, user",
+    "SELECT * FROM quotas ORDER BY namespace",
+    f"SELECT * FROM meta WHERE key <> '{NAMES_KEY}' ORDER BY key",
+)
+"""Everything whose content nothing else vouches for: a commit is checked by its id."""
+
+
+def digest_of_names(connection: sqlite3.Connection) -> bytes:
+    """A hash of what names things: a database has no checksums of its own, and a name or a place
+    with one bit changed would be believed. Empty for a store of very many refs."""
+    (count,) = connection.execute("SELECT count(*) FROM refs").fetchone()
+    if count > NAMES_MAX:
+        return b""
+    hasher = blake3()
+    for statement in _NAMES:
+        hasher.update(repr(connection.execute(statement).fetchall()).encode("utf-8", "replace"))
+    return hasher.digest(16)
+
+
+def names_are_sound(connection: sqlite3.Connection) -> bool:
+    """Are they what was stored with them? Raises sqlite3.Error."""
+    connection.execute("BEGIN")
+    try:
+        row = connection.execute("SELECT value FROM meta WHERE key = ?", (NAMES_KEY,)).fetchone()
+        if row is not None and row[0] == b"":
+            return True
+        return row is not None and row[0] == digest_of_names(connection)
+    finally:
+        connection.execute("ROLLBACK")
 
 
 def digest_of_rows(connection: sqlite3.Connection) -> dict[str, str]:

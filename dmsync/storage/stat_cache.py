@@ -248,7 +248,7 @@ class StatCache:
         digest = xxhash.xxh3_64()
         for piece in pieces:
             digest.update(piece)
-        with whole_file(path, mode=0o600) as file:
+        with whole_file(path, mode=0o600, sweep=True) as file:
             file.write(MAGIC + digest.digest())
             for piece in pieces:
                 file.write(piece)
@@ -257,6 +257,24 @@ class StatCache:
         """This cache, whose tree was found unchanged by a scan that began then; itself when it
         says such a thing already."""
         return self if self.listed_ns else StatCache(self.root, self._spool, listed_ns)
+
+    def doubting(self, paths: Iterable[bytes]) -> "StatCache":
+        """This cache, in which no stat vouches for the content of the files at `paths` any more;
+        itself when there are none of them."""
+        doubted: dict[bytes, set[bytes]] = {}
+        for path in paths:
+            directory, _, name = path.rpartition(b"/")
+            doubted.setdefault(directory, set()).add(name)
+        if not doubted:
+            return self
+        writer = StatCacheWriter()
+        for path, live, remarks in self._spool.forward():
+            names = doubted[path].intersection(decode_live(live)[0]) if path in doubted else set()
+            if names:
+                noted = decode_remarks(remarks)
+                remarks = encode_remarks(noted._replace(untrusted=noted.untrusted | names))
+            writer.append(path, live, remarks)
+        return writer.finish(self.root, self.listed_ns)
 
     def blocks(self, start: int = 0) -> Iterator[Block]:
         """Blocks from the place `start` on: parents first, names in byte order."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final
 
+from dmsync.core.names import without_password
 from dmsync.core.values import plain_value_type
 from dmsync.errors import ConfigError
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
 SYSTEM_HOME: Final = "/var/lib/dmsync"
 LOCK_WAIT_S: Final = 10.0
+GC_GRACE: Final = "14d"
 CONFIG_BYTES_MAX: Final = 1024 * 1024
 _TEXT_VARIABLES: Final = ("DM_AUTHOR", "DM_DOT", "DM_NAMESPACE")
 _USER_KEYS: Final = {"author", "namespace", "signing-key", "allowed-signers"}
 _REMOTE_KEYS: Final = {"dm-command", "url"}
 _DOT_KEYS: Final = {"hooks"}
+_GC_KEYS: Final = {"grace"}
 _HOOK_KEYS: Final = {"quiesce", "unquiesce", "hold", "timeout_s"}
 _DRIVER_KEYS: Final = {"command", "patterns"}
 _UNITS: Final = "units"
@@ -37,6 +40,16 @@ class RemoteConfig:
 
     url: str | None = None
     dm_command: str | None = None
+
+
+@plain_value_type
+class SshSession:
+    """What an sshd that runs this says of the session: the command the client asked for (None: a
+    forced command was not needed), where it comes from, and the file that tells its keys."""
+
+    original_command: str | None = None
+    address: str = ""
+    auth_info_file: str | None = None
 
 
 @plain_value_type
@@ -53,6 +66,9 @@ class Settings:
     lock_wait_s: float = LOCK_WAIT_S
     ssh_command: str | None = None
     ssh_key: str | None = None
+    gc_grace: str = GC_GRACE
+    """How long gc lets undo bring things back, as it is written."""
+    ssh_session: "SshSession | None" = None
     known_hosts: str | None = None
     user_home: str | None = None
     progress_fps: float | None = None
@@ -65,6 +81,7 @@ class Settings:
     merge_units: tuple[str, ...] = ()
     signing_key: str | None = None
     allowed_signers: str | None = None
+    sudo_user: int | None = None
 
     @property
     def engine(self) -> "EngineSettings":
@@ -82,6 +99,7 @@ class Settings:
             merge_units=self.merge_units,
             signing_key=self.signing_key,
             allowed_signers=self.allowed_signers,
+            sudo_user=self.sudo_user,
         )
 
 
@@ -118,8 +136,10 @@ def load_settings(
         lock_wait_s=LOCK_WAIT_S if lock_wait_s is None else lock_wait_s,
         ssh_command=environment.get("DM_SSH_COMMAND") or None,
         ssh_key=environment.get("DM_SSH_KEY") or None,
+        ssh_session=_ssh_session(environment),
         known_hosts=environment.get("DM_KNOWN_HOSTS") or None,
         user_home=environment.get("HOME") or None,
+        sudo_user=_sudo_user(environment),
         progress_fps=_number(environment, "DM_PROGRESS_FPS", 60.0),
         color=not environment.get("NO_COLOR"),
         terminal=environment.get("TERM", "dumb") != "dumb",
@@ -130,6 +150,18 @@ def load_settings(
         merge_units=sections.merge_units(),
         signing_key=_user_path(environment, user.get("signing-key")),
         allowed_signers=_user_path(environment, user.get("allowed-signers")),
+        gc_grace=sections.gc_grace(),
+    )
+
+
+def _ssh_session(environment: Mapping[str, str]) -> SshSession | None:
+    """None outside of sshd. SSH_USER_AUTH is there with `ExposeAuthInfo yes`."""
+    command = environment.get("SSH_ORIGINAL_COMMAND")
+    connection = environment.get("SSH_CONNECTION", "").split()
+    if command is None and not connection:
+        return None
+    return SshSession(
+        command, connection[0] if connection else "", environment.get("SSH_USER_AUTH") or None
     )
 
 
@@ -187,6 +219,14 @@ def _user_home(environment: Mapping[str, str]) -> str:
         return pwd.getpwuid(os.geteuid()).pw_dir
     except KeyError as exc:
         raise ConfigError("no home directory is known", hint="set DM_HOME") from exc
+
+
+def _sudo_user(environment: Mapping[str, str]) -> int | None:
+    """Who became root to run this, as git takes it: only root is believed to have asked sudo."""
+    text = environment.get("SUDO_UID", "")
+    if os.geteuid() != 0 or not (text.isascii() and text.isdigit() and len(text) <= 10):
+        return None
+    return int(text)
 
 
 def _number(environment: Mapping[str, str], name: str, most: float) -> float | None:
@@ -263,7 +303,7 @@ def _parse_config(path: str, content: bytes) -> dict[str, Any]:
 
 def _check_document(path: str, document: Mapping[str, Any]) -> None:
     """Refuse what is not known: a misspelt hook that silently does nothing costs data."""
-    _check_keys(path, "", document, {"user", "remote", "dot", "diff", "merge"})
+    _check_keys(path, "", document, {"user", "remote", "dot", "diff", "merge", "gc"})
     for key, value in _table(path, "user", document.get("user", {})).items():
         _check_keys(path, "user", {key: value}, _USER_KEYS)
         _text(path, f"user.{key}", value)
@@ -271,12 +311,16 @@ def _check_document(path: str, document: Mapping[str, Any]) -> None:
         where = f"remote.{name}"
         for key, value in _table(path, where, remote).items():
             _check_keys(path, where, {key: value}, _REMOTE_KEYS)
-            _text(path, f"{where}.{key}", value)
+            if without_password(_text(path, f"{where}.{key}", value)) != value and key == "url":
+                raise ConfigError(f"{path}: {where}.url: a password does not belong in a URL")
     for name, dot in _table(path, "dot", document.get("dot", {})).items():
         where = f"dot.{name}"
         _check_keys(path, where, _table(path, where, dot), _DOT_KEYS)
         hooks = _table(path, f"{where}.hooks", dot.get("hooks", {}))
         _check_keys(path, f"{where}.hooks", hooks, _HOOK_KEYS)
+    for key, value in _table(path, "gc", document.get("gc", {})).items():
+        _check_keys(path, "gc", {key: value}, _GC_KEYS)
+        _check_grace(path, _text(path, f"gc.{key}", value))
     _check_drivers(path, "diff", _table(path, "diff", document.get("diff", {})))
     merge = _table(path, "merge", document.get("merge", {}))
     _texts(path, f"merge.{_UNITS}", merge.get(_UNITS, []))
@@ -292,6 +336,16 @@ def _check_drivers(path: str, section: str, drivers: Mapping[str, Any]) -> None:
             _text(path, f"{where}.command", driver["command"])
         if not _texts(path, f"{where}.patterns", driver.get("patterns", ["*"])):
             raise ConfigError(f"{path}: {where}.patterns is empty: it would claim nothing")
+
+
+def _check_grace(path: str, text: str) -> None:
+    from dmsync.core.durations import parse_grace
+    from dmsync.errors import UsageError
+
+    try:
+        parse_grace(text)
+    except UsageError as exc:
+        raise ConfigError(f"{path}: gc.grace: {exc.message}", hint=exc.hint) from exc
 
 
 def _table(path: str, where: str, value: object) -> Mapping[str, Any]:
@@ -329,6 +383,11 @@ class _Sections:
 
     def user(self) -> dict[str, str]:
         return {key: value for file in self._files for key, value in file.get("user", {}).items()}
+
+    def gc_grace(self) -> str:
+        """How long undo can bring things back, checked."""
+        found: list[str] = [file["gc"]["grace"] for file in self._files if file.get("gc")]
+        return found[-1] if found else GC_GRACE
 
     def remotes(self) -> dict[str, RemoteConfig]:
         merged: dict[str, dict[str, str]] = {}

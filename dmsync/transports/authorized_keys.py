@@ -189,6 +189,7 @@ class AuthorizedKeys:
     def __init__(self, path: str) -> None:
         self._path = path
         self._seen: tuple[int, ...] | None = None
+        self._failure = ""
         self._by_key: dict[tuple[bytes, bool], list[AuthorizedKey]] = {}
 
     def refresh(self) -> None:
@@ -205,8 +206,11 @@ class AuthorizedKeys:
                 raise StorageFailed(f"longer than {FILE_BYTES_MAX} bytes")
         except (OSError, StorageFailed) as exc:
             self._seen, self._by_key = None, {}
-            LOG.warning("authorized keys %s: %s: nobody may log in", self._path, exc)
+            if self._failure != str(exc):  # asked for at every request
+                LOG.warning("authorized keys %s: %s: nobody may log in", self._path, exc)
+            self._failure = str(exc)
             return
+        self._failure = ""
         self._by_key = self._load(content.decode("utf-8", "replace"))
         self._seen = state
 

@@ -4,10 +4,12 @@ import os
 import shlex
 from typing import Any, Final
 
+from dmsync.core.names import parse_dot_name
 from dmsync.errors import (
     AccessDenied,
     DmError,
     HostKeyRejected,
+    InvalidName,
     NetworkError,
     NotADmServer,
     StoreNotFound,
@@ -18,6 +20,8 @@ from dmsync.transports.streams import Tail
 DM_COMMAND: Final = "dm"
 SUBSYSTEM: Final = "dmsync"
 COMMAND_CHARACTERS_MAX: Final = 8192
+DOT_CHARACTERS_MAX: Final = 129
+"""A namespace, a slash and a name."""
 _SSH_FAILED_EXIT: Final = 255
 _CANNOT_RUN_EXITS: Final = (126, 127)
 
@@ -59,6 +63,20 @@ def requested_home(command: str) -> str | None:
     if is_dm and words[1:4] == ["serve", "--stdio", "--home"] and len(words) == 5:
         return words[4]
     raise AccessDenied("only 'dm serve --stdio' can be run here: this is a dm server, not a shell")
+
+
+def requested_dot(command: str) -> str | None:
+    """The dot that a client of a forced command names instead of a command line; None: none.
+
+    Like git-shell: a name and nothing else is looked at, and nothing is ever given to a shell.
+    """
+    if len(command) > DOT_CHARACTERS_MAX or not command:
+        return None
+    try:
+        name = parse_dot_name(command)
+    except InvalidName:
+        return None
+    return str(name) if name.branch is None and name.subdot is None else None
 
 
 def _telling_line(said: str) -> str:

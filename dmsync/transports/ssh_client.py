@@ -150,8 +150,10 @@ def host_is_known(url: RemoteUrl, settings: SshSettings) -> bool:
 
 
 async def _settle_untrusted(url: RemoteUrl, settings: SshSettings, key: asyncssh.SSHKey) -> None:
-    """Remember the key if it is accepted. Raises HostKeyRejected."""
+    """Remember the key if it is accepted and not known by now. Raises HostKeyRejected."""
     trust = look_up_host(settings.all_known_hosts_files, url.host, url.port)
+    if key in trust.for_asyncssh()[0] and key not in trust.revoked:
+        return  # another process has just remembered it
     check_not_changed(trust, url.host, url.port, key)
     shown = fingerprint(key)
     if settings.accept_host_key is not None:
@@ -243,6 +245,8 @@ def _login_options(settings: SshSettings) -> dict[str, Any]:
     except OSError as exc:
         raise ConfigError(f"cannot read the key {path}: {exc.strerror}") from exc
     except asyncssh.KeyImportError as exc:
+        if "passphrase" in str(exc).lower():  # so asyncssh speaks of keys in OpenSSH's own form
+            return _through_agent(path)
         raise ConfigError(f"{path} is no private key: {exc}") from exc
     return {"client_keys": [key], "agent_path": None}
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from dmsync.errors import ConfigError
+from dmsync.wire.limits import KEEPALIVE_INTERVAL_S, KEEPALIVES_MAX
 
 __all__ = ["KEEPALIVE_COUNT_MAX", "KEEPALIVE_INTERVAL_S", "TRANSPORT_OPTIONS", "asyncssh"]
 
@@ -30,6 +31,7 @@ def _without_library_search() -> Iterator[None]:
 
 with _without_library_search():
     import asyncssh
+    from asyncssh.kex import get_default_kex_algs
 
 OLDEST_VERSION: Final = (2, 24, 1)
 """Before it an unauthenticated peer could make the server hold whatever it sent."""
@@ -44,14 +46,29 @@ def _check_version(version: str) -> None:
 
 _check_version(asyncssh.__version__)
 
-KEEPALIVE_INTERVAL_S: Final = 15
-KEEPALIVE_COUNT_MAX: Final = 3
-"""A silent peer is given up after (3 + 1) intervals: 60 s."""
+
+def _refuse_environment(channel: object, packet: object) -> bool:
+    """Nothing here reads what a client would have in the environment, of whatever size."""
+    return False
+
+
+assert hasattr(asyncssh.SSHServerChannel, "_process_env_request"), "environments are kept again"
+setattr(asyncssh.SSHServerChannel, "_process_env_request", _refuse_environment)  # noqa: B010
+
+KEEPALIVE_COUNT_MAX: Final = KEEPALIVES_MAX - 1
+"""asyncssh gives a silent peer up one interval after so many: 60 s."""
 _REKEY_BYTES: Final = 4 << 30
 """AES-GCM with SSH's invocation counter stands far more; each new key costs round trips."""
 
+_KEY_EXCHANGES: Final = [
+    name.decode()
+    for name in get_default_kex_algs()
+    if not name.startswith(b"gss-") and not name.endswith(b"-sha1")
+]
+
 TRANSPORT_OPTIONS: Final[dict[str, Any]] = {
     "config": None,  # `UserKnownHostsFile none` in a user's file would switch host checking off
+    "kex_algs": _KEY_EXCHANGES,
     "encryption_algs": [
         "aes128-gcm@openssh.com",
         "aes256-gcm@openssh.com",

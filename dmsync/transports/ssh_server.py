@@ -10,8 +10,9 @@ import logging
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from dmsync.engine.access import (
@@ -21,6 +22,7 @@ from dmsync.engine.access import (
     shared_with_nobody,
 )
 from dmsync.engine.ports import ByteStream
+from dmsync.engine.refusals import note
 from dmsync.errors import AccessDenied, ConfigError, DmError
 from dmsync.transports.admission import Admission, ServerLimits
 from dmsync.transports.authorized_keys import AuthorizedKey, AuthorizedKeys
@@ -32,6 +34,8 @@ from dmsync.transports.ssh_library import TRANSPORT_OPTIONS, asyncssh
 
 LOG: Final = logging.getLogger("dmsync.transports")
 _USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
+_OFFERED_KEYS_MAX: Final = 8
+"""Of a refused login so many keys are told."""
 
 Handler = Callable[[ByteStream, Access], Awaitable[None]]
 """Serves one session; the stream is closed after it."""
@@ -149,6 +153,8 @@ class _Server:
         self.admission = Admission(settings.limits)
         self._handler = handler
         self.connections: set[_Connection] = set()
+        self.connections_of: Counter[str] = Counter()
+        """Connections that are logged in, by user."""
         self._sessions: set[asyncio.Task[None]] = set()
 
     def start_session(self, stream: "_ServerStream", access: Access) -> None:
@@ -187,6 +193,20 @@ class _Server:
             await asyncio.wait(set(self._sessions), timeout=1.0)
 
 
+@dataclass(frozen=True)
+class _Login:
+    """Who a client is: by which line of the file, and by which key (of an authority: its own)."""
+
+    user: str
+    entry: AuthorizedKey
+    key: asyncssh.SSHKey
+    is_authority: bool
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.key.get_fingerprint())
+
+
 class _Connection(asyncssh.SSHServer):
     """One client: admission, login, and what it asks to run."""
 
@@ -196,9 +216,12 @@ class _Connection(asyncssh.SSHServer):
         self._address = ""
         self._is_admitted = False
         self._is_authenticated = False
-        self._asked: tuple[str, AuthorizedKey] | None = None
-        self._login: tuple[str, AuthorizedKey] | None = None
+        self._asked: _Login | None = None
+        self._login: _Login | None = None
+        self._offered: list[tuple[str, str]] = []
+        """User and fingerprint of keys that were not let in."""
         self.sessions_count = 0
+        self._served_count = 0
 
     # --- admission ----------------------------------------------------------------------------
 
@@ -206,9 +229,9 @@ class _Connection(asyncssh.SSHServer):
         self._connection = conn
         peer = conn.get_extra_info("peername")
         self._address = str(peer[0]) if peer else ""
-        self._is_admitted = self._server.admission.admits(self._address)
+        self._is_admitted = self._server.admission.admits(self._address, self._give_way)
         if not self._is_admitted:
-            LOG.info("too many connections: refused one from %s", self._address)
+            note("refused", who="", source=self._address, why="too-many-connections")
             conn.abort()
             return
         self._server.connections.add(self)
@@ -219,7 +242,27 @@ class _Connection(asyncssh.SSHServer):
             return
         self._is_admitted = False
         self._server.connections.discard(self)
-        self._server.admission.closed(self._address, was_authenticated=self._is_authenticated)
+        self._server.admission.closed(
+            self._address, self._give_way, was_authenticated=self._is_authenticated
+        )
+        if self._is_authenticated and self._login is not None:
+            self._server.connections_of[self._login.user] -= 1
+        elif self._offered:
+            self._note_refused_login()
+
+    def _note_refused_login(self) -> None:
+        for user in sorted({user for user, _ in self._offered}):
+            keys = ",".join(dict.fromkeys(key for name, key in self._offered if name == user))
+            note("refused", who=user, key=keys, source=self._address, verb="login",
+                 why="key-not-authorized")  # fmt: skip
+
+    def _give_way(self) -> None:
+        """Others wait to log in, and this one has taken longer."""
+        self._is_admitted = False
+        self._server.connections.discard(self)
+        note("refused", who="", source=self._address, why="login-too-slow")
+        if self._connection is not None:
+            self._connection.abort()
 
     def close(self) -> None:
         """End the connection."""
@@ -249,8 +292,10 @@ class _Connection(asyncssh.SSHServer):
         entry = self._server.keys.find(key, user, self._address, is_authority=is_authority)
         if entry is None or not self._is_namespace(user):
             self._asked = None
+            if len(self._offered) < _OFFERED_KEYS_MAX:
+                self._offered.append((user, key.get_fingerprint()))
             return False
-        self._asked = (user, entry)
+        self._asked = _Login(user, entry, key, is_authority=is_authority)
         return True
 
     def _is_namespace(self, user: str) -> bool:
@@ -260,23 +305,78 @@ class _Connection(asyncssh.SSHServer):
     def auth_completed(self) -> None:
         self._is_authenticated = True
         self._login = self._asked
-        self._server.admission.authenticated(self._address)
+        self._server.admission.authenticated(self._address, self._give_way)
+        if self._login is not None:
+            self._count_user(self._login)
+        self._close_unless_used()
+
+    def _count_user(self, login: "_Login") -> None:
+        """Nobody takes all the places: others are served while one user opens connections."""
+        of_user = self._server.connections_of
+        of_user[login.user] += 1
+        if of_user[login.user] <= self._server.settings.limits.connections_per_user_max:
+            return
+        who = f"{login.user} {login.fingerprint}"
+        note("refused", who=who, source=self._address, why="too-many-connections-of-one-user")
+        assert self._connection is not None
+        self._connection.disconnect(
+            asyncssh.DISC_TOO_MANY_CONNECTIONS, "too many connections of this user"
+        )
+
+    def _close_unless_used(self) -> None:
+        """A connection without a session costs a place: it gets as long as a login does."""
+        timeout_s = self._server.settings.limits.login_timeout_s
+        asyncio.get_running_loop().call_later(timeout_s, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self._served_count == 0:
+            self.close()
 
     def access(self) -> Access:
         """What the client may do. Raises AccessDenied."""
         assert self._connection is not None
         user = self._connection.get_extra_info("username")
-        if self._login is None or self._login[0] != user:
+        if self._login is None or self._login.user != user:
             raise AccessDenied("not logged in")
-        entry = self._login[1]
+        login = replace(self._login, entry=self._entry_now(self._login))
+        entry = login.entry
         settings = self._server.settings
-        return access_for(
+        access = access_for(
             user,
             entry.role,
             entry.dots,
             owner=settings.owner,
             is_collaborator=settings.is_collaborator,
         )
+        return replace(
+            access,
+            fingerprint=login.fingerprint,
+            login=user,
+            address=self._address,
+            is_valid=lambda: self._is_unchanged(login),
+        )
+
+    def _entry_now(self, login: _Login) -> AuthorizedKey:
+        """The line that lets the client in today. Raises AccessDenied."""
+        keys = self._server.keys
+        keys.refresh()
+        entry = keys.find(login.key, login.user, self._address, is_authority=login.is_authority)
+        if entry is None:
+            raise AccessDenied("the key is not authorized any more")
+        return entry
+
+    def _is_unchanged(self, login: _Login) -> bool:
+        """May the client still do what it might when its session began? May be called in any
+        thread."""
+        try:
+            return self._entry_now(login) == login.entry
+        except AccessDenied:
+            return False
+
+    def note_refused(self, what: str) -> None:
+        """Say that the client asked for something that is not given here."""
+        who = f"{self._login.user} {self._login.fingerprint}" if self._login else ""
+        note("refused", who=who, source=self._address, verb="session", why=what)
 
     # --- sessions -----------------------------------------------------------------------------
 
@@ -295,6 +395,13 @@ class _Connection(asyncssh.SSHServer):
     def start(self, stream: "_ServerStream") -> None:
         """Begin to serve a session. Raises AccessDenied."""
         self._server.start_session(stream, self.access())
+        self._served_count += 1
+
+    def served(self) -> None:
+        """A session that was begun is over."""
+        self._served_count -= 1
+        if self._served_count == 0:
+            self._close_unless_used()
 
     def check_home(self, home: str | None) -> None:
         """Raises AccessDenied when the client means another store."""
@@ -312,6 +419,7 @@ class _ServerStream(ChannelStream, asyncssh.SSHServerSession[bytes]):
         super().__init__()
         self._connection = connection
         self._refusal = ""
+        self._is_served = False
         self.exit_status = 1
 
     # --- what the client asks for: the answer is given in session_started ------------------------
@@ -336,15 +444,20 @@ class _ServerStream(ChannelStream, asyncssh.SSHServerSession[bytes]):
         if not self._refusal:
             try:
                 self._connection.start(self)
+                self._is_served = True
             except (AccessDenied, ValueError) as exc:
                 self._refusal = str(exc)
         if self._refusal:
+            self._connection.note_refused(self._refusal)
             self.say(f"dm: error: {self._refusal}")
             self._channel.exit(1)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._connection.session_ended()
+        if self._is_served:
+            self._is_served = False
+            self._connection.served()
 
     def say(self, line: str) -> None:
         """A line on the client's stderr; a client that is gone does not hear it."""

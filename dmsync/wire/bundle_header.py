@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from dmsync.core.encoding import decode, encode
+from dmsync.core.encoding import ITEMS_MAX, decode, encode
 from dmsync.core.ids import DOT_ID_BYTES, ID_BYTES, DotId, ObjectId
 from dmsync.errors import BadBundle, BadObject, FormatUnsupported, ProtocolError
 from dmsync.wire import limits
@@ -79,7 +79,7 @@ def header_from_bytes(data: bytes) -> BundleHeader:
         FormatUnsupported: a version or feature of a newer dmsync. BadBundle: anything else.
     """
     try:
-        return _header(decode(data))
+        return _header(decode(data, items_max=ITEMS_MAX))
     except (BadObject, ProtocolError) as exc:
         raise BadBundle(f"the header is no bundle header: {exc.message}") from exc
 

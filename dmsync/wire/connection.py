@@ -47,6 +47,7 @@ SERVER_TRANSITIONS: Final = {
     (State.DOT_NAMED, FrameType.REFS): State.DOT_NAMED,
     (State.DOT_NAMED, FrameType.LIST_DOTS): State.DOT_NAMED,
     (State.DOT_NAMED, FrameType.KNOWN): State.DOT_NAMED,
+    (State.DOT_NAMED, FrameType.SHARE): State.DOT_NAMED,
     (State.DOT_NAMED, FrameType.PUSH): State.PLANNING,
     (State.DOT_NAMED, FrameType.FETCH): State.SENDING,
     # ACKs of a FETCH that the server finished sending are still under way
@@ -66,12 +67,15 @@ REPLIES: Final = {
     FrameType.REFS: FrameType.REFS_REPLY,
     FrameType.LIST_DOTS: FrameType.DOTS_REPLY,
     FrameType.KNOWN: FrameType.KNOWN_REPLY,
+    FrameType.SHARE: FrameType.SHARED,
     FrameType.PUSH: FrameType.READY,
     FrameType.UPDATE: FrameType.RESULT,
     FrameType.FETCH: FrameType.DONE,
 }
 """What answers what. A client accepts only the answer to its oldest open request; a PLAN without
 EAGER is answered by PLAN_REPLY, and what precedes an answer is in BEFORE_REPLY."""
+
+REQUESTS: Final = frozenset(REPLIES) - {FrameType.HELLO}
 
 BEFORE_REPLY: Final = {
     FrameType.DONE: frozenset({FrameType.PLAN, FrameType.RECORDS, FrameType.SIGNATURES}),
@@ -94,7 +98,7 @@ class Connection:
         self._magic_seen = role is Role.SERVER
         self._expected: deque[FrameType] = deque()
         self._receiving_push = False
-        self._plan_ended = False
+        self._plan_began = self._plan_ended = False
         self._out: list[bytes] = [MAGIC] if role is Role.SERVER else []
 
     # --- in ---------------------------------------------------------------------------------
@@ -219,6 +223,7 @@ class Connection:
         if isinstance(message, Plan):
             if self._plan_ended:
                 raise ProtocolError("PLAN after the plan ended")
+            self._plan_began = True
             self._plan_ended = message.last
         elif not self._plan_ended:
             raise ProtocolError(f"{message.TYPE.name} before the plan ended")
@@ -242,7 +247,7 @@ class Connection:
             if kind is FrameType.PUSH:
                 self._receiving_push = True
             if kind is FrameType.FETCH:
-                self._plan_ended = False
+                self._plan_began = self._plan_ended = False
         elif kind is FrameType.DONE and self.state is State.SENDING:
             self.state = State.DOT_NAMED
         self._out.append(encode_frame(frame_from_message(message)))
@@ -252,6 +257,22 @@ class Connection:
         data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
         return data
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What came of a frame that is not complete yet."""
+        return self._frames.buffered_bytes
+
+    @property
+    def peer_may_work(self) -> bool:
+        """May the peer, by where the conversation is, have long work of its own to do before it
+        sends anything but heartbeats (WIRE.md 7)?"""
+        if self.role is Role.SERVER:
+            return self.state in (State.IDLE, State.DOT_NAMED)
+        awaited = self._expected[0] if self._expected else None
+        if awaited is FrameType.DONE:
+            return not self._plan_began
+        return awaited in (FrameType.READY, FrameType.RESULT)
 
     @property
     def is_open(self) -> bool:

@@ -37,6 +37,8 @@ class FrameType(IntEnum):
     ERROR = 20
     BYE = 21
     SIGNATURES = 22
+    SHARE = 23
+    SHARED = 24
 
 
 class Flag(IntFlag):

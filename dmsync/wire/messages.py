@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any, ClassVar, Final
 
-from dmsync.core.encoding import decode, encode
+from dmsync.core.encoding import ITEMS_MAX, decode, encode
 from dmsync.core.ids import DOT_ID_BYTES, ID_BYTES, KEY_BYTES, DotId, Kind, ObjectId
 from dmsync.core.names import check_ref_name
 from dmsync.errors import BadObject, InvalidName, ProtocolError
@@ -57,6 +57,14 @@ class RefMode(IntEnum):
     """Like FF, but a ref that cannot move is left alone: the ancestors of a pushed branch."""
     STASH = 4
     """Like FF; a diverged tip is first kept under <name>-DIVERGED-<time>."""
+
+
+class ShareAction(IntEnum):
+    """What to do with the collaborators of a dot."""
+
+    LIST = 0
+    ADD = 1
+    REMOVE = 2
 
 
 class RefStatus(IntEnum):
@@ -279,6 +287,25 @@ class DotsReply:
     default_namespace: str
     dots: tuple[DotValue, ...]
     last: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """List, add or remove collaborators of the dot named by REFS. `user` None: LIST only."""
+
+    TYPE: ClassVar[FrameType] = FrameType.SHARE
+    FIELDS: ClassVar[tuple[Field, ...]] = (Choice(ShareAction), Optional(_NAME))
+    action: ShareAction
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The collaborators of the dot as they are now, by name."""
+
+    TYPE: ClassVar[FrameType] = FrameType.SHARED
+    FIELDS: ClassVar[tuple[Field, ...]] = (Array(_NAME, limits.COLLABORATORS_MAX),)
+    users: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -560,6 +587,8 @@ Message = (
     | Failure
     | Bye
     | Signatures
+    | Share
+    | Shared
 )
 
 _CLASSES: Final[dict[FrameType, Any]] = {
@@ -567,7 +596,7 @@ _CLASSES: Final[dict[FrameType, Any]] = {
     for cls in (
         *(Hello, Refs, RefsReply, ListDots, DotsReply, KnownQuery, KnownReply, Push, Ready, Plan),
         *(PlanReply, Records, Ack, Update, Result, Fetch, Done, Ping, Pong, Failure, Bye),
-        Signatures,
+        *(Signatures, Share, Shared),
     )
 }
 _PAGED: Final = {
@@ -629,7 +658,7 @@ def _parse_fields(expected: tuple[Field, ...], frame: Frame, optional: int) -> t
             raise ProtocolError(f"{frame.type.name} carries a payload")
         return ()
     try:
-        value = decode(frame.payload)
+        value = decode(frame.payload, items_max=ITEMS_MAX)
     except BadObject as exc:
         raise ProtocolError(f"{frame.type.name}: {exc.message}") from exc
     if type(value) is tuple and len(expected) - optional <= len(value) < len(expected):
@@ -641,7 +670,11 @@ def _parse_fields(expected: tuple[Field, ...], frame: Frame, optional: int) -> t
 def _check(message: Any) -> Message:
     """Checks that span fields."""
     match message:
+        case RefsReply(refs=(), last=False) | DotsReply(dots=(), last=False):
+            raise ProtocolError("an empty page that is not the last")
         case Plan(kinds=kinds, keys=keys):
+            if not kinds and not message.last:
+                raise ProtocolError("an empty page that is not the last")
             if len(keys) != KEY_BYTES * len(kinds):
                 raise ProtocolError("PLAN: as many keys as kinds")
             if any(kind not in _KIND_NUMBERS for kind in set(kinds)):
@@ -649,6 +682,9 @@ def _check(message: Any) -> Message:
         case PlanReply(count=count, bitmap=bitmap):
             if len(bitmap) != (count + 7) // 8:
                 raise ProtocolError("PLAN_REPLY: bitmap does not fit its count")
+        case Share(action=action, user=user):
+            if (user is None) != (action is ShareAction.LIST):
+                raise ProtocolError("SHARE: a user to add or remove, and none to list")
         case KnownReply(states=states):
             if any(state > Known.CONTENT for state in set(states)):
                 raise ProtocolError("KNOWN_REPLY: unknown state")

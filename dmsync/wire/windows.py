@@ -49,8 +49,11 @@ class ReceiveWindow:
     last_ack_s: float = 0.0
 
     def received(self, frame_bytes: int, records_count: int) -> None:
+        """Raises ProtocolError when more is under way than the sender has credits for."""
         self.bytes_received += frame_bytes
         self.records_received += records_count
+        if self.waiting_bytes > INFLIGHT_BYTES_MAX:
+            raise ProtocolError("the peer sent more than its credits")
 
     @property
     def waiting_bytes(self) -> int:

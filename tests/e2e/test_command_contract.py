@@ -184,9 +184,31 @@ TABLE: dict[str, Rows] = {
         ),
         does("bundle apply {tmp}/b", "bundle create {tmp}/b", BEHIND),
     ),
+    "collaborator add": rows(
+        "collaborator add nope ann", 10, does("collaborator add shop ann"),
+        does("collaborator add {tmp}/there:shop ann"),
+    ),
+    "collaborator rm": rows(
+        "collaborator rm shop ann", 10, does("collaborator rm shop ann", "collaborator add shop ann")
+    ),
+    "collaborator list": rows(
+        "collaborator list nope", 10, asks("collaborator list"),
+        asks("collaborator list backup:shop"),
+    ),
+    "quota set": rows("quota set team lots", 2, does("quota set team 20G")),
+    "quota rm": rows("quota rm team", 10, does("quota rm team", "quota set team 5M")),
+    "quota list": rows("quota list nope", 2, asks("quota list", "quota set team 5M")),
     "serve": rows("serve", 2),  # it goes on until it is stopped: tests/e2e/test_transports.py
     "prune": rows("prune --keep-within x", 2, does("prune --keep-last 1", "commit -m x", "commit -m y")),
-    "fsck": rows("fsck nope", 10, Row("fsck", "lines"), Row("fsck --full shop", "lines")),
+    "gc": rows(
+        "gc --grace x", 2, does("gc --grace 0", "branch -d topic"),
+        does("gc shop --grace 0", "branch -d topic"), Row("gc", is_idle=True),
+    ),
+    "df": rows("df nope", 10, asks("df"), asks("df shop")),
+    "fsck": rows(
+        "fsck nope", 10, Row("fsck", "lines"), Row("fsck --full shop", "lines"),
+        Row("fsck --repair", is_idle=True), Row("fsck --repair --from backup shop", is_idle=True),
+    ),
     "version": rows("version nope", 10, asks("version"), asks("version backup")),
     "completion": rows("completion tcsh", 2, asks("completion fish")),
     "help": rows("help nope", 2, asks("help"), asks("help stash push")),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dmsync.core import events as ev
+from dmsync.core.graph import ancestors_difference
 from dmsync.core.ids import DotId, Kind, ObjectId, object_id
 from dmsync.core.objects import ROOT_ENTRY, Commit
 from dmsync.errors import DmError, ObjectMissing
@@ -59,6 +60,7 @@ class RandomHistory:
         self.commits: dict[DotId, list[ObjectId]] = {}
         self.transfers: list[bytes] = []
         self.refused = 0
+        self.dropped: list[tuple[DotId, ObjectId]] = []
 
     def step(self) -> None:
         op_id = self.random.randbytes(16)
@@ -68,6 +70,7 @@ class RandomHistory:
                     tx.append(self.event())
         except DmError:
             self.refused += 1
+        self.drop_forgotten()
 
     def dot(self) -> DotId:
         if not self.dots or self.random.random() < 0.02:
@@ -115,8 +118,13 @@ class RandomHistory:
         branch = self.name()
         makers: dict[str, tuple[float, Callable[[], ev.Event]]] = {
             "list": (2, lambda: ev.CommitsListed(dot, self.new_commits(dot))),
+            "forget": (2, lambda: self.forgotten(dot)),
+            "collected": (1, lambda: ev.GarbageCollected(dot, (("commits", 2), ("bytes", 9)))),
             "thin": (1, lambda: ev.CommitsThinned(dot, (self.some_commit(dot),), "keep-last 1")),
             "scope": (1, lambda: ev.DotScopeSet(dot, r.choice((None, ("db",), ("db", "web"))))),
+            "share": (3, lambda: ev.CollaboratorAdded(dot, r.choice(("ann", "bob")))),
+            "unshare": (2, lambda: ev.CollaboratorRemoved(dot, r.choice(("ann", "bob")))),
+            "quota": (2, lambda: ev.QuotaSet(self.name(), r.choice((None, 5, 1 << 40)))),
             "sign": (1, lambda: ev.SignatureAdded(dot, self.some_commit(dot), b"sig")),
             "merge": (3, lambda: self.merge_started(dot, branch)),
             "resolve": (
@@ -190,6 +198,31 @@ class RandomHistory:
         }
         weights = [weight for weight, _ in makers.values()]
         return r.choices([make for _, make in makers.values()], weights)[0]()
+
+    def forgotten(self, dot: DotId) -> ev.CommitsForgotten:
+        """All that nothing names, as gc finds it; payloads go too."""
+        tips = {ref.target for ref in self.catalog.refs(dot)}
+        tips |= {row.commit for row in self.catalog.working_snapshots(dot)}
+        for row in self.catalog.switches(dot):
+            tips |= {row.from_commit, row.to_root_commit}
+        for merge in self.catalog.merges(dot):
+            tips |= {merge.ours, merge.theirs, *merge.bases, merge.snapshot}
+        known = self.catalog.commit_ids(dot)
+        if not known:
+            return ev.CommitsForgotten(dot, ())
+        graph = self.catalog.graph(dot)
+        live = set(ancestors_difference(graph, [tip for tip in tips if tip in known], []))
+        dead = tuple(commit for commit in known if commit not in live)
+        self.dropped += [(dot, commit) for commit in dead]
+        return ev.CommitsForgotten(dot, dead)
+
+    def drop_forgotten(self) -> None:
+        """Lose the payloads of what is forgotten now, as a sweep does."""
+        for dot, commit in self.dropped:
+            if self.catalog.is_forgotten(dot, commit):
+                self.shelf.payloads.pop((dot, commit), None)
+                if commit in self.commits.get(dot, []):
+                    self.commits[dot].remove(commit)
 
     def merge_started(self, dot: DotId, branch: str) -> ev.MergeStarted:
         ours, theirs, snapshot = (self.some_commit(dot) for _ in range(3))

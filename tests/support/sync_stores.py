@@ -216,6 +216,9 @@ class Everything:
     user: str = "admin"
     default_namespace: str = "admin"
     allowed: Callable[[str, str, str], bool] = field(default=lambda namespace, name, verb: True)
+    actor: str = "admin"
+    login: str = ""
+    address: str = ""
 
     def may(self, namespace: str, name: str, verb: str) -> bool:
         return self.allowed(namespace, name, verb)
@@ -307,6 +310,10 @@ class Pair:
     def try_fetch(self, dot: DotId, line: Any = None, **more: Any) -> Outcome:
         request = FetchRequest("origin", dot, actor="me", **more)
         return self.run(lambda stream: fetch(self.local, stream, request, self.local_tree), line)
+
+    def try_pull(self, dot: DotId, **more: Any) -> Outcome:
+        more.setdefault("move", "ff")
+        return self.try_fetch(dot, **more)
 
     def pull(self, dot: DotId, **more: Any) -> FetchSummary:
         more.setdefault("move", "ff")

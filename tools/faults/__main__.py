@@ -3,6 +3,7 @@
 import argparse
 import json
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -20,13 +21,17 @@ def run_entry(
     entry = CATALOGUE[name]
     if count is None:
         count = entry.long if is_long else entry.short
-    with tempfile.TemporaryDirectory(prefix=f"dm-{name}-", ignore_cleanup_errors=True) as scratch:
+    # no TemporaryDirectory: forks of this process that end in good order would remove it
+    scratch = tempfile.mkdtemp(prefix=f"dm-{name}-")
+    try:
         began = time.monotonic()
         deadline_s = None if seconds is None else began + seconds
         rows = entry.run(Budget(scratch, seed, count, is_long, deadline_s=deadline_s))
         for row in rows:
             row.elapsed_s = row.elapsed_s or (time.monotonic() - began) / len(rows)
         return rows
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main() -> int:

@@ -24,20 +24,23 @@ class Entry:
 
 
 CATALOGUE: Final = {
-    "power-cuts": Entry("power_cuts", "journal-level power cuts on ext4 and XFS", 100, 2_000, 8),
+    "power-cuts": Entry("power_cuts", "journal-level power cuts on ext4 and XFS", 60, 2_000, 8),
     "block-states": Entry(
-        "block_states", "reordered, torn, dropped writes: ext4, XFS, btrfs", 200, 3_000, 6
+        "block_states", "reordered, torn, dropped writes: ext4, XFS, btrfs", 120, 3_000, 6
     ),
-    "kills": Entry("kills", "SIGKILL at system call boundaries", 300, None, 14),
-    "errors": Entry("errors", "system calls that fail", 500, 20_000, 16),
-    "simulation": Entry("simulation", "seeds of client, server, client, gc", 1_000, 10_000, 8),
-    "corruption": Entry("corruption", "damaged files of a store", 300, None, 3),
-    "races": Entry("races", "path races, each system call kind", 2_000, 100_000, 4),
+    "kills": Entry("kills", "SIGKILL at system call boundaries", 150, None, 14),
+    "errors": Entry("errors", "system calls that fail", 200, 20_000, 16),
+    "load-kills": Entry("load_kills", "SIGKILL for several dm at once", 4, 500, 3),
+    "controls": Entry("controls", "the twelve seeded faults, each to be caught", None, None, 2),
+    "exhaustion": Entry("exhaustion", "space, inodes, descriptors, memory run out", 40, 5_000, 4),
+    "simulation": Entry("simulation", "seeds of client, server, client, gc", 400, 10_000, 8),
+    "corruption": Entry("corruption", "damaged files of a store", 100, None, 3),
+    "races": Entry("races", "path races, each system call kind", 1_000, 100_000, 4),
     "content": Entry("content", "hostile names, links, modes, sizes", None, None),
     "cases": Entry("cases", "known vulnerability classes replayed", None, None),
-    "fuzz": Entry("fuzz", "fuzzed inputs, each decoder", 2_000, 100_000, 6),
-    "flips": Entry("flips", "flipped bytes of recorded sessions", 500, None, 5),
-    "load": Entry("load", "sessions beside stalled ones", 60, 500, 2),
+    "fuzz": Entry("fuzz", "fuzzed inputs, each decoder", 1_000, 100_000, 6),
+    "flips": Entry("flips", "flipped bytes of recorded sessions", 300, None, 5),
+    "load": Entry("load", "sessions beside stalled ones", 30, 500, 2),
     "access": Entry("access", "cells of users x dots x verbs", None, None),
-    "collection": Entry("collection", "gc beside every command", 30, 5_000, 5),
+    "collection": Entry("collection", "gc beside every command", 10, 5_000, 5),
 }

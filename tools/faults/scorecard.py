@@ -1,6 +1,6 @@
 """All kinds of fault in one run, and one table of what they found.
 
-Short (CI): every kind with its short count and a fresh seed, two at a time. Long (`--hours N`):
+Short: every kind with its short count and a fresh seed, two at a time. Long (`--hours N`):
 the long counts, each kind with a share of the time; what it did not reach is seen in its count.
 Ends with 1 when a row does not hold, is missing, or found nothing to try.
 """

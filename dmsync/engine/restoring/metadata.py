@@ -16,17 +16,23 @@ from dmsync.errors import BadObject
 from dmsync.storage.stat_cache import Stat
 
 SET_ID_BITS: Final = 0o6000
-_CAPABILITY: Final = b"security.capability"
+_PLAIN_ATTRIBUTES: Final = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
+
+
+def _is_plain(attribute: bytes) -> bool:
+    """Does an attribute say no more than its owner may? `security.*` and `trusted.*` speak to the
+    kernel: capabilities, labels, what lies behind an overlay."""
+    return attribute.startswith(b"user.") or attribute in _PLAIN_ATTRIBUTES
 
 
 def needs_trust(entry: Entry) -> bool:
     """Whether a restore that is not trusted makes less than is recorded: no device, a file without
-    its set-id bits or capability."""
+    its set-id bits or the attributes that speak to the kernel."""
     if entry.kind in (EntryKind.CHARACTER_DEVICE, EntryKind.BLOCK_DEVICE):
         return True
     if entry.kind is not EntryKind.SYMLINK and entry.mode & SET_ID_BITS:
         return True
-    return any(name == _CAPABILITY for name, _ in entry.xattrs)
+    return not all(_is_plain(name) for name, _ in entry.xattrs)
 
 
 class MetadataWriter:
@@ -152,7 +158,7 @@ class InodeMetadata:
         self._found = os.fstat(fd)
         self._mode = entry.mode if trusted else entry.mode & ~SET_ID_BITS
         self._xattrs = tuple(
-            pair for pair in entry.xattrs if pair[0] != _CAPABILITY or (trusted and is_root)
+            pair for pair in entry.xattrs if _is_plain(pair[0]) or (trusted and is_root)
         )
         if self._mode != entry.mode or self._xattrs != entry.xattrs:
             self.is_incomplete = True

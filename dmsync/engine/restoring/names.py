@@ -78,7 +78,7 @@ class NameRestorer:
         self._maker = FileMaker(reader, metadata, writeback, result, progress)
         self._directories = TreeDirectories(root_fd)
         self._prefix = prefix
-        self._leaders: dict[bytes, tuple[int, int, bytes]] = {}
+        self._leaders: dict[bytes, tuple[int, int, bytes, Entry]] = {}
         self._owners: dict[tuple[int, int], bytes] = {}
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class NameRestorer:
     def _own(self, entry: Entry, path: bytes, device: int, found: Stat) -> None:
         """Remember whose inode this is, so that no name outside its group shares it."""
         if entry.hardlink:
-            self._leaders[entry.hardlink] = (device, found[INODE], path)
+            self._leaders[entry.hardlink] = (device, found[INODE], path, entry)
         if found[NLINK] > 1 or entry.hardlink:
             self._owners[device, found[INODE]] = entry.hardlink or path
 
@@ -142,7 +142,9 @@ class NameRestorer:
         leader = self._leaders.get(entry.hardlink) if entry.hardlink else None
         if leader is None:
             return False
-        device, inode, path = leader
+        device, inode, path, first = leader
+        if not (first.same_data(entry) and first.same_metadata(entry)):
+            return False  # what is recorded of one inode differs: it was none
         if live is not None and (directory.device, live[INODE]) == (device, inode):
             directory.after[entry.name] = live
             self._drafts.touch(directory.number, RESTAT)
@@ -218,7 +220,7 @@ class NameRestorer:
                 raise StorageFailed(f"{shown(entry.name)} changed while it was restored")
             link = Link(directory.fd, entry.name if entry.kind is EntryKind.SYMLINK else None)
             metadata = self._metadata.of(directory.path, entry, handle, link=link)
-            if live[NLINK] > 1 and metadata.differs():
+            if max(live[NLINK], found[NLINK]) > 1 and metadata.differs():
                 return False
             self._metadata.apply(directory, entry, metadata)
             after = stat_of(os.fstat(handle))

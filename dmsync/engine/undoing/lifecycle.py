@@ -11,11 +11,14 @@ from typing import Final
 
 from dmsync.core.events import (
     BranchRenamed,
+    CommitsForgotten,
     CommitsThinned,
     DotCreated,
     DotDeleted,
     DotPurged,
     DotRestored,
+    Event,
+    GarbageCollected,
     HeadSwitched,
     Operation,
     RefChanged,
@@ -286,15 +289,24 @@ def _facts(store: Store, row: OperationRow) -> tuple[tuple[str, ...], tuple[str,
     return tuple(fact for fact, _ in told), tuple(fact for fact, less in told if not less)
 
 
+_FINAL: Final[dict[type[Event], str]] = {
+    CommitsThinned: "prune",
+    CommitsForgotten: "gc",
+    GarbageCollected: "gc",
+    DotPurged: "purged",
+}
+"""Events that are never turned round, and why."""
+
+
 def _refuse_final(operation: Operation) -> None:
     for event in operation.events:
-        if isinstance(event, CommitsThinned | DotPurged):
+        if isinstance(event, tuple(_FINAL)):
             raise CannotUndo(
                 f"{operation.command} (operation {operation.first_seq}) is final: "
                 "what it gave up is gone for good",
                 hint="dm undo --op SEQ takes back an earlier operation",
                 operation=operation.first_seq,
-                reason="prune" if isinstance(event, CommitsThinned) else "purged",
+                reason=_FINAL[type(event)],
             )
 
 

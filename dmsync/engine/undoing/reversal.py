@@ -11,6 +11,9 @@ from typing import Final, Literal
 
 from dmsync.core.events import (
     BranchRenamed,
+    CollaboratorAdded,
+    CollaboratorRemoved,
+    CommitsForgotten,
     CommitsThinned,
     ConflictResolved,
     CurrentDotSwitched,
@@ -21,10 +24,12 @@ from dmsync.core.events import (
     DotRestored,
     DotScopeSet,
     Event,
+    GarbageCollected,
     HeadSwitched,
     MergeEnded,
     MergeStarted,
     Operation,
+    QuotaSet,
     RefChanged,
     RemoteAdded,
     RemoteRemoved,
@@ -150,6 +155,12 @@ class Reversal:
                 self._dot_deleted(event)
             case DotScopeSet():
                 self._append(DotScopeSet(event.dot, event.old))
+            case CollaboratorAdded():
+                self._append(CollaboratorRemoved(event.dot, event.user))
+            case CollaboratorRemoved():
+                self._append(CollaboratorAdded(event.dot, event.user))
+            case QuotaSet():
+                self._quota(event)
             case TreeAttached():
                 self._tree_attached(event)
             case TreeDetached():
@@ -164,6 +175,8 @@ class Reversal:
                 raise self.refusal("what prune gave up is gone for good", reason="prune")
             case DotPurged():
                 raise self.refusal("the dot has been purged", reason="purged")
+            case CommitsForgotten() | GarbageCollected():
+                raise self.refusal("what gc gave up is gone for good", reason="gc")
             case _:
                 self._take_back_remote(event)
 
@@ -188,8 +201,12 @@ class Reversal:
             )
         is_branch = event.name.startswith(_BRANCH)
         if event.old is not None and is_branch and self._catalog.is_hollow(event.dot, event.old):
+            is_gone = self._catalog.is_forgotten(event.dot, event.old)
             raise self.refusal(
-                f"the content of commit {short(event.old)} is not here (pruned, or never fetched)",
+                f"commit {short(event.old)} is gone: gc gave it up"
+                if is_gone
+                else f"the content of commit {short(event.old)} is not here "
+                "(pruned, or never fetched)",
                 ref=event.name,
                 commit=event.old.hex(),
             )
@@ -315,6 +332,16 @@ class Reversal:
         self._attach_again(event.dot, event.old_tree)
         if event.was_current and self._catalog.current_dot() is None:
             self._append(CurrentDotSwitched(event.dot))
+
+    def _quota(self, event: QuotaSet) -> None:
+        current = self._catalog.quota(event.namespace)
+        if current != event.bytes_max:
+            raise self.refusal(
+                f"the quota of {event.namespace or 'the owner'} is another one now",
+                expected=event.bytes_max,
+                actual=current,
+            )
+        self._append(QuotaSet(event.namespace, event.old))
 
     # --- attached directories --------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ def version_command(invocation: Invocation, remote: str | None) -> None:
         return
     output.write_line(f"Client:\n\tVersion: {__version__}")
     if server is not None:
-        output.write_line(f"Server:\n\tVersion: {output.escape_text(server)}")
+        output.write_line(f"Server:\n\tVersion: {output.escape_line(server)}")
 
 
 def _server_version(invocation: Invocation, remote: str) -> str:

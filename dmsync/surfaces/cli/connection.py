@@ -16,11 +16,16 @@ from dmsync.surfaces.cli.output import escape_name
 
 if TYPE_CHECKING:
     from dmsync.core.names import RemoteUrl
+    from dmsync.engine.access import Access
     from dmsync.engine.ports import ByteStream
+    from dmsync.engine.progress import Progress
+    from dmsync.engine.repairing.from_remote import Asked
     from dmsync.engine.store import Store
     from dmsync.engine.sync_pull import FetchRequest, FetchSummary
     from dmsync.engine.sync_push import PushRequest, PushSummary
+    from dmsync.storage.catalog import DotRow
     from dmsync.transports.ssh_settings import SshSettings
+    from dmsync.wire.messages import Hello, ShareAction
 
 
 _DOING: Final = {"fetch": "fetching", "pull": "pulling", "clone": "cloning"}
@@ -133,7 +138,7 @@ def push(
             store,
             there,
             lambda stream: sync_push.push(
-                store, stream, request, progress, lambda: remember(invocation, store, there)
+                store, stream, request, progress, partial(_greeted, invocation, store, there)
             ),
         )
 
@@ -156,9 +161,84 @@ def fetch(
                 request,
                 TARGET_TREE,
                 progress,
-                lambda: remember(invocation, store, there),
+                partial(_greeted, invocation, store, there),
             ),
         )
+
+
+def bring_objects(
+    invocation: Invocation,
+    store: "Store",
+    there: Remote,
+    dot: "DotRow",
+    asked: "Asked",
+    progress: "Progress",
+) -> int:
+    """Fetch what a repair misses of a dot; returns how many records came."""
+    from dmsync.engine.repairing.from_remote import bring
+
+    upstream = store.catalog.upstream(dot.dot, there.name)
+    names = (None, None) if upstream is None else (upstream[0] or None, upstream[1])
+    return _conversation(
+        invocation,
+        store,
+        there,
+        lambda stream: bring(
+            store,
+            stream,
+            dot,
+            names,
+            asked,
+            progress,
+            partial(_greeted, invocation, store, there),
+        ),
+    )
+
+
+def share(
+    invocation: Invocation,
+    store: "Store",
+    remote: str,
+    dot: tuple[str | None, str],
+    action: "ShareAction",
+    user: str | None,
+) -> tuple[str, list[str]]:
+    """List or change the collaborators of a dot over there: (its full name, who they are)."""
+    from dmsync.engine import sync_sharing
+
+    there = find_remote(invocation, store, remote)
+    return _conversation(
+        invocation,
+        store,
+        there,
+        lambda stream: sync_sharing.share(
+            store, stream, dot, action, user, partial(_greeted, invocation, store, there)
+        ),
+    )
+
+
+def _greeted(invocation: Invocation, store: "Store", there: Remote, peer: "Hello") -> None:
+    """A dm server has answered: does it take us for whom we are, and is its address new?
+
+    Raises:
+        AccessDenied: it logged us in as somebody else than the URL says.
+    """
+    from dmsync.engine.sync_opening import LOGIN
+    from dmsync.errors import AccessDenied
+    from dmsync.wire.failures import printable
+
+    login = dict(peer.capabilities).get(LOGIN)
+    if invocation.verbose:
+        who = f", which takes us for {printable(login)}" if login else ""
+        invocation.talk(f"{there.name} runs {printable(peer.agent)}{who}")
+    if login is not None and there.url.user is not None and login != there.url.user:
+        raise AccessDenied(
+            f"{there.name} logged us in as {printable(login)}, not as {there.url.user}",
+            hint="nothing was sent or fetched; somebody may have taken over the connection",
+            login=login,
+            user=there.url.user,
+        )
+    remember(invocation, store, there)
 
 
 def _conversation(
@@ -269,24 +349,113 @@ def server_version(invocation: Invocation, remote: str) -> str:
 # --- serving -----------------------------------------------------------------------------------
 
 
-def serve_stdio(invocation: Invocation) -> None:
-    """One session on stdin and stdout, with the rights of the user that runs it.
+@dataclass(frozen=True)
+class StdioRights:
+    """What a forced command says of the key it stands at; all None: its account's own rights."""
+
+    user: str | None = None
+    role: str | None = None
+    dots: str | None = None
+
+    @property
+    def is_given(self) -> bool:
+        return (self.user, self.role, self.dots) != (None, None, None)
+
+
+def serve_stdio(invocation: Invocation, rights: StdioRights) -> None:
+    """One session on stdin and stdout, with the rights of the user that runs it, or fewer.
 
     A store named by --home (a remote's path) must exist: a backup disk that is not mounted must
     not become a store on the disk below it.
     """
-    from dmsync.engine.access import full_access
     from dmsync.engine.sync_server import serve
     from dmsync.engine.target_tree import TARGET_TREE
-    from dmsync.surfaces.settings import user_name
+    from dmsync.surfaces.cli.server_log import log_refusals
     from dmsync.transports.stdio import take_stdio
 
-    with invocation.open_store(create=not invocation.settings.home_given) as store:
+    log_refusals()
+    with invocation.open_store(create=not invocation.settings.home_given, holding="never") as store:
+        access = _stdio_access(invocation, store, rights)
 
         async def session() -> None:
-            await serve(store, take_stdio(), full_access(user_name()), TARGET_TREE)
+            await serve(store, take_stdio(), access, TARGET_TREE)
 
         run_async(session())
+
+
+def _stdio_access(invocation: Invocation, store: "Store", rights: StdioRights) -> "Access":
+    """Raises AccessDenied: sshd's client asked for something else than a session of dm here."""
+    from dataclasses import replace
+
+    from dmsync.engine.access import ROLES, access_for, full_access
+    from dmsync.engine.refusals import note
+    from dmsync.errors import AccessDenied
+    from dmsync.surfaces.settings import user_name
+
+    owner = user_name()
+    access = full_access(owner)
+    if rights.is_given:
+        dots = None if rights.dots is None else [dot.strip() for dot in rights.dots.split(",")]
+        access = access_for(
+            rights.user or owner,
+            ROLES[rights.role or "write"],
+            dots,
+            owner=owner,
+            is_collaborator=store.catalog.is_collaborator,
+        )
+    session = invocation.settings.ssh_session
+    if session is None:
+        return access
+    access = replace(
+        access, fingerprint=_key_of_session(session.auth_info_file), address=session.address
+    )
+    if session.original_command is None:
+        return access
+    try:
+        return _narrowed(access, store.home, session.original_command)
+    except AccessDenied as exc:
+        note("refused", who=access.actor, source=access.address, verb="session", why=exc.message)
+        raise
+
+
+def _narrowed(access: "Access", home: str, command: str) -> "Access":
+    """For `dm serve --stdio [--home HERE]`: as it is; for a dot's name: that dot alone.
+
+    Raises:
+        AccessDenied: anything else, and another store's path.
+    """
+    from dataclasses import replace
+
+    from dmsync.engine.access import parse_dot_pattern
+    from dmsync.errors import AccessDenied
+    from dmsync.transports.remote_command import requested_dot, requested_home
+
+    dot = requested_dot(command)
+    if dot is not None:
+        return replace(access, only=parse_dot_pattern(dot, access.default_namespace))
+    asked = requested_home(command)
+    if asked is not None and os.path.realpath(asked) != os.path.realpath(home):
+        raise AccessDenied("this key is for one store, and not the one in the URL's path")
+    return access
+
+
+def _key_of_session(auth_info_file: str | None) -> str:
+    """Fingerprint of the key that sshd let in, if it says so; empty if not."""
+    import base64
+    import binascii
+    import hashlib
+
+    if auth_info_file is None:
+        return ""
+    try:
+        with open(auth_info_file, encoding="ascii", errors="replace") as file:
+            words = file.read(64 * 1024).split()
+        if words[0] != "publickey":
+            return ""
+        digest = hashlib.sha256(base64.b64decode(words[2], validate=True)).digest()
+    except (OSError, IndexError, binascii.Error):
+        return ""
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def serve_listening(
@@ -301,12 +470,16 @@ def serve_listening(
     import asyncio
 
     from dmsync.engine.access import Access
+    from dmsync.engine.quotas import drop_abandoned
     from dmsync.engine.sync_server import serve as serve_session
     from dmsync.engine.target_tree import TARGET_TREE
+    from dmsync.surfaces.cli.server_log import log_refusals
     from dmsync.surfaces.settings import user_name
     from dmsync.transports.ssh_server import ServerSettings, serve
 
-    with invocation.open_store(create=True) as store:
+    log_refusals()
+    with invocation.open_store(create=True, holding="never") as store:
+        drop_abandoned(store)
         settings = ServerSettings(
             host=host,
             port=port,
@@ -314,6 +487,7 @@ def serve_listening(
             authorized_keys_file=authorized_keys,
             owner=user_name(),
             store_home=store.home,
+            is_collaborator=store.catalog.is_collaborator,
         )
 
         async def handle(stream: "ByteStream", access: Access) -> None:

@@ -2,13 +2,17 @@
 
 import contextlib
 import os
+import re
 import time
 import traceback
 from collections.abc import Sequence
 
+from dmsync.core.names import without_password
 from dmsync.errors import DmError
+from dmsync.surfaces.cli.output import escape_text
 from dmsync.surfaces.settings import store_home
 
+_WORDS = re.compile(r"[\s'\"]+|[^\s'\"]+")
 LOG_BYTES_MAX = 1024 * 1024
 """Past this the old log is kept aside once and a new one begun."""
 
@@ -21,8 +25,8 @@ def write_crash_log(bug: BaseException, arguments: Sequence[str], home: str | No
     text = "".join(
         [
             time.strftime("--- %Y-%m-%d %H:%M:%S UTC ", time.gmtime()),
-            f"pid {os.getpid()}: dm {' '.join(map(repr, arguments))}\n",
-            *traceback.format_exception(bug),
+            f"pid {os.getpid()}: dm {' '.join(map(repr, map(without_password, arguments)))}\n",
+            *(_said(line) for line in traceback.format_exception(bug)),
         ]
     )
     try:
@@ -35,6 +39,11 @@ def write_crash_log(bug: BaseException, arguments: Sequence[str], home: str | No
         return _write_temporary(text)
     except OSError:
         return None
+
+
+def _said(text: str) -> str:
+    """Part of a traceback, which may quote anything: printable, and URLs without passwords."""
+    return "".join(map(without_password, _WORDS.findall(escape_text(text))))
 
 
 def _append(path: str, text: str) -> str:

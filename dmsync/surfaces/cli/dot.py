@@ -72,6 +72,8 @@ def _human_lines(details: "DotDetails") -> list[str]:
     for branch in details.branches:
         mark = "*" if branch.current else " "
         lines.append(f"{mark} {branch.name} ({_tip(branch) or 'no commits'})")
+    if details.collaborators:
+        lines.append(f"Collaborators: {', '.join(details.collaborators)}")
     for remote, remote_dot in details.upstreams:
         lines.append(f"Tracks dot {remote_dot} on remote {remote}")
     return lines
@@ -92,6 +94,7 @@ def _scripting_lines(details: "DotDetails") -> list[str]:
     ]
     pairs += [("branch", _tip(branch), branch.name) for branch in details.branches]
     pairs += [("container", dot.branch, name) for name in dot.containers]
+    pairs += [("collaborator", user) for user in details.collaborators]
     pairs += [("defaultUpstreamDot", remote, name) for remote, name in details.upstreams]
     if details.tree_path is not None:
         pairs.append(("directory", output.escape_name(details.tree_path)))
@@ -124,6 +127,7 @@ def _json_fields(details: "DotDetails") -> dict[str, object]:
             }
             for branch in details.branches
         ],
+        "collaborators": list(details.collaborators),
         "upstreams": [{"remote": remote, "dot": name} for remote, name in details.upstreams],
     }
     if details.tree_path is not None:

@@ -109,12 +109,14 @@ def push_command(
             expected=resolve_revision(store, row, lease) if lease else None,
             atomic=atomic,
             dry_run=invocation.dry_run,
+            accept_rewind=invocation.accept_rewind,
             actor=invocation.settings.actor,
         )
         title = f"Pushing {_written(row)} to {there.name}:{_remote_text(row, remote_dot)}"
         summary = _announced(
             invocation, title, lambda: push(invocation, store, there, request), _push_outcome
         )
+        _tell_standing(invocation, there.name, summary)
         if summary.tags_left_out:
             names = ", ".join(summary.tags_left_out[:_TAGS_SHOWN_MAX])
             invocation.warn(
@@ -508,6 +510,7 @@ def _fetch_dots(
             branches=None if every_branch else (branch or store.catalog.head(row.dot),),
             move=move,
             dry_run=invocation.dry_run,
+            accept_rewind=invocation.accept_rewind,
             command="fetch" if move == "none" else "pull",
             actor=invocation.settings.actor,
             **wishes,
@@ -527,6 +530,7 @@ def _fetch_dots(
                 raise
             return _merge_fetched(invocation, store, row, there.name)
         _tell_kept_tags(invocation, there.name, summary)
+        _tell_standing(invocation, there.name, summary)
         return fetch_fields(summary)
 
     return _for_dots(invocation, remote, dot, every_dot, fetch_one)
@@ -640,6 +644,7 @@ def clone_command(
             depth=depth or 0,
             subdots=_checked_subdots(subdots, at, as_root=as_root),
             dry_run=invocation.dry_run,
+            accept_rewind=invocation.accept_rewind,
             command="clone",
             actor=invocation.settings.actor,
         )
@@ -650,6 +655,7 @@ def clone_command(
             invocation, title, lambda: fetch(invocation, store, there, request), _clone_outcome
         )
         _tell_kept_tags(invocation, there.name, summary)
+        _tell_standing(invocation, there.name, summary)
         become_current(store, summary.dot)
         fields = fetch_fields(summary)
         if at is not None and not invocation.dry_run:
@@ -659,6 +665,21 @@ def clone_command(
     if invocation.as_json:
         invocation.summary({"remote": there.name, **fields})
     return _code_of(fields)
+
+
+_STANDINGS: Final = {
+    "rewound": "was put back to an older state; what it had is in the reflog of remote/{0}/BRANCH",
+    "new-epoch": "lost the end of its log and began a new epoch: compare what it has with yours",
+    "other-store": "is another store than the one that answered there before",
+}
+
+
+def _tell_standing(
+    invocation: Invocation, remote: str, summary: "PushSummary | FetchSummary"
+) -> None:
+    """A remote that is not what it was is worth a word, also where it does no harm."""
+    if summary.remote_standing:
+        invocation.warn(f"{remote} {_STANDINGS[summary.remote_standing].format(remote)}")
 
 
 def _tell_kept_tags(invocation: Invocation, remote: str, summary: "FetchSummary") -> None:

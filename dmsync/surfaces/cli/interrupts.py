@@ -4,11 +4,15 @@ import signal
 import sys
 from collections.abc import Coroutine
 from types import FrameType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 Result = TypeVar("Result")
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+_AWAKE_S: Final = 1.0
 
 
 class Terminated(BaseException):
@@ -45,6 +49,8 @@ def run_async(work: Coroutine[Any, Any, Result]) -> Result:
 
     async def supervised() -> Result:
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_tell_nobody)
+        _stay_awake(loop)
         task = asyncio.current_task()
         assert task is not None
 
@@ -59,11 +65,28 @@ def run_async(work: Coroutine[Any, Any, Result]) -> Result:
         return await work
 
     try:
-        return asyncio.run(supervised())
+        with asyncio.Runner() as runner:
+            runner.get_loop()  # may fail for want of descriptors: before there is a coroutine
+            return runner.run(supervised())
     except asyncio.CancelledError:
         if received:
             raise Terminated(received[0]) from None
         raise
     finally:
+        work.close()  # harmless when it ran
         if received:
             sys.stdout.flush()
+
+
+def _stay_awake(loop: "asyncio.AbstractEventLoop") -> None:
+    """Look every now and then for what threads have finished: the byte by which they wake the loop
+    may not come through when the kernel has no memory for it, and nobody would send another."""
+    loop.call_later(_AWAKE_S, _stay_awake, loop)
+
+
+def _tell_nobody(_loop: "asyncio.AbstractEventLoop", context: dict[str, Any]) -> None:
+    """What asyncio would print with a traceback (a pipe that cannot be read) ends what waits for it
+    as well, and is told there in our words."""
+    import logging
+
+    logging.getLogger("dmsync.asyncio").debug("%s", context.get("message"))

@@ -21,7 +21,7 @@ from dmsync.surfaces.cli import output
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from dmsync.engine.settings import EngineSettings
+    from dmsync.engine.settings import EngineSettings, Holding
     from dmsync.engine.store import Store
     from dmsync.storage.catalog import DotRow
     from dmsync.surfaces.cli.progress import Progress
@@ -47,6 +47,7 @@ class Invocation:
         self.home: str | None = None
         self.config: str | None = None
         self.accept_host_key: str | None = None
+        self.accept_rewind = False
         self.limit_rate: int | None = None
         self.at_op: int | None = None
         self._settings: Settings | None = None
@@ -67,17 +68,27 @@ class Invocation:
             )
         return self._settings
 
-    def open_store(self, *, create: bool = False) -> "Store":
-        """The store this run works on; with --at-op as it was then. Raises StoreNotFound without
-        `create`; UsageError: the command asks nothing about the past."""
+    def open_store(self, *, create: bool = False, holding: "Holding | None" = None) -> "Store":
+        """The store this run works on; with --at-op as it was then. `holding` as of
+        EngineSettings, None: as the command needs.
+
+        Raises:
+            StoreNotFound without `create`. UsageError: the command asks nothing about the past.
+        """
         from dataclasses import replace
 
         from dmsync.engine.store import Store
 
-        settings = replace(self.settings.engine, say=self.warn)
+        settings = replace(self.settings.engine, say=self.warn, holding=holding or self._holding())
         if self.at_op is not None:
             return self._open_past(settings)
         return Store.open(self.settings.home, settings, create=create)
+
+    @staticmethod
+    def _holding() -> "Holding":
+        """Queries do not wait for gc: a command that changes something has a dry run."""
+        parameters = click.get_current_context().command.params
+        return "wait" if any(found.name == "dry_run" for found in parameters) else "try"
 
     def _open_past(self, settings: "EngineSettings") -> "Store":
         from dmsync.engine.past import PastStore
@@ -166,7 +177,7 @@ class Invocation:
                 output.write_line(output.json_text({"type": kind, "message": text}), sys.stderr)
             else:
                 prefix = "dm: warning: " if kind == "warning" else ""
-                output.write_line(prefix + output.escape_text(text), sys.stderr)
+                output.write_line(prefix + output.escape_line(text), sys.stderr)
 
     def aside(self) -> "AbstractContextManager[None]":
         """Keeps what shows the progress of the work out of the way."""
@@ -260,7 +271,7 @@ def write_options(
 
 
 def _is_shared(parameter: click.Parameter) -> bool:
-    is_special = parameter.name in ("accept_host_key", "limit_rate")
+    is_special = parameter.name in ("accept_host_key", "accept_rewind", "limit_rate")
     return (not is_special and not parameter.expose_value) or parameter.name == "help"
 
 
@@ -404,4 +415,10 @@ def transfer_options(command: Command) -> Command:
         metavar="RATE",
         help="Bytes a second in each direction at most: 500k, 20M (powers of 1024).",
     )
-    return reaching_options(_apply(command, (limit,)))
+    rewind = _option(
+        "--accept-rewind",
+        "accept_rewind",
+        is_flag=True,
+        help="Go on with a remote that was put back to an older state.",
+    )
+    return reaching_options(_apply(command, (limit, rewind)))

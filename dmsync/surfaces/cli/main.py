@@ -18,11 +18,13 @@ from dmsync.errors import DmError, StorageFailed, UsageError
 from dmsync.surfaces.cli.entry import INTERRUPTED_EXIT
 from dmsync.surfaces.cli.interrupts import Terminated, install_handlers
 from dmsync.surfaces.cli.invocation import Invocation, changing_options
-from dmsync.surfaces.cli.output import escape_text, json_text, write_line
+from dmsync.surfaces.cli.output import escape_line, json_text, write_line
 
 BROKEN_PIPE_EXIT: Final = 141
 """What a shell reports for a program ended by SIGPIPE, as `dm log | head` expects."""
 _OUTPUT_ERRORS: Final = frozenset((errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT))
+_DISK_ERRORS: Final = frozenset((errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO))
+"""What a filesystem answers that cannot read what it wrote; wherever it may be met."""
 _PACKAGE: Final = "dmsync.surfaces.cli."
 
 COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
@@ -72,9 +74,13 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "transfer": ("transfer", "Show running and past transfers."),
         "bundle": ("bundle", "Carry commits in a file."),
         "serve": ("serve", "Let other clusters push to and pull from this store."),
+        "collaborator": ("collaborator", "Say who else may read and write a dot on a server."),
+        "quota": ("quota", "Bound what the dots of a namespace may take on this store."),
     },
     "The store": {
         "prune": ("prune", "Thin out old commits by rules."),
+        "gc": ("gc", "Free the space of what nothing needs."),
+        "df": ("df", "Show what takes space, and why."),
         "fsck": ("fsck", "Check that everything stored is complete and unharmed."),
         "version": ("about", "Show the version of this dm and of a remote's."),
         "completion": ("about", "Print the completion script of a shell."),
@@ -137,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code. Never raises but for bugs in reporting."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     _make_streams_safe()
+    sys.unraisablehook = _log_unraisable
     if "_DM_COMPLETE" in os.environ:
         dm.main(list(given), prog_name="dm", obj=Invocation())
     install_handlers()
@@ -166,14 +173,16 @@ def _run_reported(given: list[str], invocation: Invocation) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE_EXIT
     except OSError as error:
+        if error.errno in _DISK_ERRORS and error.filename is not None:
+            return _report(_disk_failed(error), given)
         if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
-            return _report_bug(error, given, invocation)
+            return _report_unexpected(error, given, invocation)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _report(_output_failed(error), given)
     except UnicodeEncodeError as error:
         return _report(_not_unicode(error), given)
     except Exception as bug:  # noqa: BLE001 - the one place where every failure ends
-        return _report_bug(bug, given, invocation)
+        return _report_unexpected(bug, given, invocation)
 
 
 def _run(given: list[str], invocation: Invocation) -> int:
@@ -202,12 +211,25 @@ def _make_streams_safe() -> None:
             reconfigure(errors="backslashreplace")
 
 
+def _log_unraisable(failure: "sys.UnraisableHookArgs") -> None:
+    """What a finaliser raises changes nothing any more: no text for users."""
+    import logging
+
+    logging.getLogger("dmsync").debug("in a finaliser", exc_info=failure.exc_value)
+
+
 def _log_to_stderr() -> None:
     import logging
 
-    logging.basicConfig(
-        level=logging.DEBUG, stream=sys.stderr, format="%(relativeCreated)d %(name)s %(message)s"
-    )
+    class OneLine(logging.Formatter):
+        """Libraries log what peers say as it came."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            return escape_line(super().format(record))
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(relativeCreated)d %(name)s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG, handlers=[handler])
 
 
 # --- reporting -----------------------------------------------------
@@ -239,9 +261,9 @@ def _print_error(message: str, hint: str, fields: dict[str, object], *, as_json:
         line = json_text({"type": "error", "message": message, "hint": hint, **fields})
         write_line(line, sys.stderr)
         return
-    write_line(f"dm: error: {escape_text(message)}", sys.stderr)
+    write_line(f"dm: error: {escape_line(message)}", sys.stderr)
     if hint:
-        write_line(f"dm: hint: {escape_text(hint)}", sys.stderr)
+        write_line(f"dm: hint: {escape_line(hint)}", sys.stderr)
 
 
 def _report(error: DmError, given: list[str]) -> int:
@@ -254,6 +276,15 @@ def _output_failed(error: OSError) -> StorageFailed:
     return StorageFailed(
         f"cannot write the output: {error.strerror}",
         hint="what the command changed stays; dm op log shows it",
+    )
+
+
+def _disk_failed(error: OSError) -> StorageFailed:
+    """The filesystem is damaged, or what it lies on."""
+    return StorageFailed(
+        f"cannot read {os.fsdecode(error.filename)}: {error.strerror}",
+        hint="the disk or its filesystem is damaged: check it (fsck), then run dm fsck --full",
+        errno=error.errno or 0,
     )
 
 
@@ -276,6 +307,15 @@ def _report_end(what: str, exit_code: int, given: list[str]) -> int:
     fields: dict[str, object] = {"code": "interrupted", "exit_code": exit_code, "retryable": True}
     _print_error(what, "", fields, as_json=_wants_json(given))
     return exit_code
+
+
+def _report_unexpected(failure: Exception, given: list[str], invocation: Invocation) -> int:
+    from dmsync.surfaces.cli.machine_refusals import machine_refusal
+
+    refusal = machine_refusal(failure)
+    if refusal is not None:
+        return _report(refusal, given)
+    return _report_bug(failure, given, invocation)
 
 
 def _report_bug(bug: Exception, given: list[str], invocation: Invocation) -> int:

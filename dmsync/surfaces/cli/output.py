@@ -38,6 +38,13 @@ def escape_text(text: str) -> str:
     )
 
 
+def escape_line(text: str) -> str:
+    """A remark or an error on one line, whoever wrote parts of it; backslashes stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\\" else _escape_character(c) for c in text)
+
+
 def _escape_character(character: str) -> str:
     short = _SHORT_ESCAPES.get(character)
     if short is not None:

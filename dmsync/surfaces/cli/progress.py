@@ -246,7 +246,7 @@ class LineProgress(ShownProgress):
         sys.stderr.flush()
 
     def _head(self) -> str:
-        title = output.escape_text(self.title)
+        title = output.escape_line(self.title)
         share = self.share_done()
         percent = "" if share is None else f" {_percent(share)}"
         return f"{title}: {self.phase_name or 'working'}{percent}"

@@ -60,11 +60,12 @@ def prune_command(
     """Keep the commits of each branch that any rule names, and thin out the others.
 
     A thinned commit stays in the log with its id, message and parents; its content can no longer
-    be checked out here (a remote that has it can give it back: dm fetch --unshallow). Time is when
-    this store learnt of a commit (all that came with one push or clone came at one time), never
-    what a commit says; an hour, day or week keeps its newest one (UTC). Always kept:
-    tips of branches, stashes, where branches meet, and what the next push or pull builds on. A tag
-    that --keep-tag leaves out stays, but is not pushed. Undo cannot bring back what was thinned.
+    be checked out here (a remote that has it can give it back: dm fetch --unshallow), and dm gc
+    frees its space when the grace is over. Time is when this store learnt of a commit (all that
+    came with one push or clone came at one time), never what a commit says; an hour, day or week
+    keeps its newest one (UTC). Always kept: tips of branches, stashes, where branches meet, and
+    what the next push or pull builds on. A tag that --keep-tag leaves out stays, but is not pushed.
+    Undo cannot bring back what was thinned.
     --dry-run shows each commit with its reasons.
     """
     from dmsync.core.retention import RetentionPolicy, parse_duration

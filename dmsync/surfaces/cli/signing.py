@@ -122,7 +122,7 @@ def verdict_text(verdict: "Verdict") -> str:
         text += f", by {output.escape_name(verdict.principal)}"
     if verdict.fingerprint:
         text += f" with {verdict.algorithm} {verdict.fingerprint}"
-    return f"{text}: {output.escape_text(verdict.reason)}" if verdict.reason else text
+    return f"{text}: {output.escape_line(verdict.reason)}" if verdict.reason else text
 
 
 def verdict_fields(verdict: "Verdict") -> dict[str, object]:

@@ -26,6 +26,7 @@ EXAMPLES: list[ev.Event] = [
     ev.CommitsAdded(DOT, (A, B), T, ("btrfs", "snapshot", 1500)),
     ev.CommitsListed(DOT, (A, B), T),
     ev.CommitsThinned(DOT, (A,), "keep-last 5"),
+    ev.CommitsForgotten(DOT, (A, B)),
     ev.DotScopeSet(DOT, ("db", "cache"), ("db",)),
     ev.SignatureAdded(DOT, A, b"-----BEGIN SSH SIGNATURE-----"),
     ev.RefChanged(DOT, "branch/master", None, A, "commit", "commit: é", "master", "topic"),
@@ -52,6 +53,10 @@ EXAMPLES: list[ev.Event] = [
     ev.TransferStarted(T, "push", "origin", DOT, "master"),
     ev.TransferFinished(T, "done", (("bytes", 5), ("error", None), ("ref", "branch/master"))),
     ev.UndoApplied(7, True),
+    ev.GarbageCollected(DOT, (("commits", 2), ("bytes", 4096))),
+    ev.CollaboratorAdded(DOT, "ann"),
+    ev.CollaboratorRemoved(DOT, "ann"),
+    ev.QuotaSet("team", 5 << 30, 1 << 20),
 ]
 
 

@@ -16,6 +16,8 @@ from dmsync.engine.restoring.block_writing import Block, BlockWriter, ForkedBloc
 from dmsync.engine.safe_files import is_temporary
 from dmsync.engine.worker_processes import WorkerProcesses
 from dmsync.errors import Corruption, ObjectMissing, StorageFull
+from dmsync.storage.object_store import ObjectStore
+from dmsync.storage.packs import PackBuilder, read_footer
 from tests.support.live_tree import LiveTree, make_object_store
 
 CHUNK = 128 * 1024
@@ -162,19 +164,37 @@ def test_without_direct_writing_it_is_the_same(
     assert contents(restored_to(tree, tmp_path / "other").path) == contents(tree.path)
 
 
+def without(tree: LiveTree, key: bytes) -> ObjectStore:
+    """The tree's objects opened anew, with packs that never had the object of this key."""
+    directory = tree.store.sealed.directory
+    for pack in tree.store.packs():
+        path = os.path.join(directory, pack.name)
+        with open(path, "rb") as file:
+            footer, _ = read_footer(file.fileno(), pack.name)
+            data = file.read()
+        builder = PackBuilder.create(directory, "tmp-", "", tree.store.dot_id)
+        ends = [*footer.offsets[1:], footer.records_end]
+        for found, start, end in zip(footer.keys, footer.offsets, ends, strict=True):
+            if found != key:
+                builder.append(data[start:end], found)
+        info = builder.finish()
+        os.rename(builder.path, os.path.join(directory, info.name))
+        builder.close()
+        if info.name != pack.name:
+            os.unlink(path)
+    tree.store.close()
+    for left in Path(tree.store.dot_dir).glob("index.sqlite*"):
+        left.unlink()
+    return ObjectStore(tree.store.dot_dir)
+
+
 def test_a_chunk_that_is_missing_is_named_and_no_part_of_its_file_stays(
-    tree: LiveTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tree: LiveTree, tmp_path: Path
 ) -> None:
     with open(tree.path / "table", "rb") as file:
         file.seek(10 * CHUNK)
         gone = short_key(object_id(Kind.CHUNK, file.read(CHUNK)))
-    index = tree.store.sealed.index
-    index._change(
-        lambda: index._db.execute(
-            "DELETE FROM objects WHERE key = ?", (int.from_bytes(gone, "big", signed=True),)
-        )
-    )
-    other = LiveTree(tmp_path / "other", tree.store)
+    other = LiveTree(tmp_path / "other", without(tree, gone))
     with pytest.raises(ObjectMissing):
         other.restore(tree.root)
     assert not (other.path / "table").exists()

@@ -11,7 +11,7 @@ from dmsync.core.chunking import SEGMENT_BYTES, FileHasher
 from dmsync.core.ids import DotId, Kind, ObjectId
 from dmsync.core.objects import Entry, EntryKind, Layout
 from dmsync.core.pages import MANIFEST, ZERO_RUN, Child, Page, Span, encode_page, write_manifest
-from dmsync.engine.file_content import check_content
+from dmsync.engine.content_checks import check_content
 from dmsync.errors import BadObject
 from tests.support import sync_stores
 from tests.support.sync_stores import Pair, noise

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dmsync.core.events import DotDeleted, Event, RefChanged
+from dmsync.core.events import DotDeleted, Event, RefChanged, RemoteObserved
 from dmsync.core.ids import DotId, ObjectId
-from dmsync.engine import sync_records
+from dmsync.engine import sync_pull, sync_push, sync_records
 from dmsync.engine.ports import TargetTree
 from dmsync.engine.sync_pull import list_remote_dots
 from dmsync.engine.sync_refs import stash_name
@@ -23,7 +23,9 @@ from dmsync.errors import (
     DotNotFound,
     NotFastForward,
     RefConflict,
+    RemoteRewound,
     RevisionNotFound,
+    StorageFailed,
     UnrelatedHistories,
     WouldLose,
 )
@@ -549,7 +551,76 @@ def test_a_remote_restored_from_an_old_copy_is_noticed(pair: Pair, tmp_path: Pat
     assert not pair.pull(dot).rewound
     pair.remote.close()
     pair.remote = FakeStore(str(tmp_path / "old"))
-    assert pair.pull(dot).rewound
+    before, refused = seqs(pair), pair.try_pull(dot)
+    assert isinstance(refused.error, RemoteRewound) and seqs(pair) == before
+    assert pair.pull(dot, accept_rewind=True).rewound
+    assert not pair.pull(dot).rewound, "what was accepted is recorded"
+
+
+@pytest.mark.parametrize("command", ["fetch", "push"])
+def test_what_another_command_learns_meanwhile_is_no_rewind(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The answer was given before the other command moved the remote."""
+    dot = pushed(pair)
+    asked = sync_pull.open_dot
+
+    async def open_dot(*given: Any, **named: Any) -> Any:
+        answer = await asked(*given, **named)
+        seen = pair.local.catalog.observed("origin", dot)
+        assert seen is not None
+        newer = RemoteObserved("origin", dot, seen.cluster_id, seen.epoch, seen.seq + 5)
+        pair.local.append(newer)
+        return answer
+
+    monkeypatch.setattr(sync_push if command == "push" else sync_pull, "open_dot", open_dot)
+    if command == "push":
+        assert pair.push(dot).nothing_to_do
+    else:
+        assert not pair.fetch(dot).rewound
+
+
+def test_a_push_succeeds_whatever_another_command_learnt_last(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pushes of one store at once: the second finds the tracking ref moved when it is done."""
+    dot = pushed(pair)
+    before = pair.local.ref(dot, "remote/origin/master")
+    tip = pair.local.commit(dot, {"a": b"2"})
+    real = sync_push.RemoteObserved
+
+    def observed(*given: Any) -> RemoteObserved:
+        monkeypatch.undo()
+        moved = RefChanged(dot, "remote/origin/master", before, tip, "push", "")
+        pair.local.append(moved)
+        return real(*given)
+
+    monkeypatch.setattr(sync_push, "RemoteObserved", observed)
+    pair.push(dot)
+    assert pair.remote.tip(dot) == pair.local.ref(dot, "remote/origin/master") == tip
+
+
+def test_a_push_whose_record_may_be_in_the_log_is_not_refused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's log takes the push, its fsync fails, and the next append makes it durable: the
+    client has to be told of the disk, not that something exists already."""
+    dot = pushed(pair)
+    tip = pair.local.commit(dot, {"a": b"2"})
+    real, events = os.fsync, os.path.join(pair.remote.home, "events")
+    failed: list[str] = []
+
+    def fsync(fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if not failed and path.startswith(events) and path.endswith(".log"):
+            failed.append(path)
+            raise OSError(5, "Input/output error")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    outcome = pair.try_push(dot)
+    assert failed and isinstance(outcome.error, StorageFailed), outcome.error
+    assert pair.push(dot).nothing_to_do and pair.remote.tip(dot) == tip
 
 
 def test_fetch_moves_tracking_refs_only(pair: Pair) -> None:

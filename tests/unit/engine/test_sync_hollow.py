@@ -466,7 +466,7 @@ def test_a_peer_that_does_not_know_hollow_commits_is_refused(
     dot = history(pair.remote, 4)
     drop_content(pair.remote, dot, pair.remote.log(dot)[1:])
 
-    def of_old(store: object) -> Hello:
+    def of_old(store: object, *, login: str = "") -> Hello:
         said = sync_opening.hello(store)  # type: ignore[arg-type]
         kept = tuple(pair for pair in said.capabilities if pair[0] != "hollow")
         return replace(said, capabilities=kept)

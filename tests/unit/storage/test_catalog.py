@@ -5,7 +5,14 @@ import pytest
 
 from dmsync.core import events as ev
 from dmsync.core.ids import DotId
-from dmsync.errors import AlreadyExists, Busy, ObjectMissing, RefConflict, StorageFull
+from dmsync.errors import (
+    AlreadyExists,
+    Busy,
+    Corruption,
+    ObjectMissing,
+    RefConflict,
+    StorageFull,
+)
 from dmsync.storage import schema
 from dmsync.storage.event_log import EventLog
 from dmsync.storage.locks import FileLock
@@ -261,11 +268,13 @@ def test_replay_notes_lost_commits_and_goes_on(home, shelf):
     payload = shelf.payloads.pop((DOT, first))
     drop_catalog(home)
     with open_catalog(home, shelf) as catalog:
-        assert set(catalog.missing_commits(DOT)) == {first, second}
+        assert catalog.missing_commits(DOT) == [first]
+        assert catalog.graph(DOT).parents(second) == ()  # what follows a lost one is not lost
         assert catalog.branch(DOT, "master").target == second
         shelf.payloads[DOT, first] = payload
         catalog.rebuild()
         assert catalog.missing_commits(DOT) == [] and catalog.has_commit(DOT, first)
+        assert catalog.graph(DOT).parents(second) == (first,)
 
 
 def test_open_catalog_follows_a_rebuild_by_another(home, shelf, catalog):
@@ -328,3 +337,26 @@ def test_delta_cache_is_kept_and_lost_without_harm(catalog, home, shelf):
         assert not catalog.store_commit_delta(DOT, first, b"other")
     catalog.rebuild()
     assert catalog.commit_delta(DOT, first) is None
+
+
+def test_a_catalog_that_cannot_be_read_again_and_again_is_named(catalog, monkeypatch):
+    """Built anew, and damaged once more when it is written: a disk that fails for good."""
+    real = catalog._connect
+
+    def connect(*, read_only, **wishes):
+        if not read_only:
+            monkeypatch.setattr(
+                schema, "names_are_sound", lambda _: (_ for _ in ()).throw(_malformed())
+            )
+        return real(read_only=read_only, **wishes)
+
+    monkeypatch.setattr(catalog, "_connect", connect)
+    with pytest.raises(Corruption) as met:
+        create_dot(catalog)
+    assert met.value.message.startswith("catalog.sqlite cannot be used: it is damaged")
+
+
+def _malformed():
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error

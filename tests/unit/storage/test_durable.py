@@ -1,6 +1,7 @@
 """Files become durable atomically; refusals get our types."""
 
 import os
+import signal
 
 import pytest
 
@@ -9,6 +10,7 @@ from dmsync.storage.durable import (
     fsync_directory,
     lock_exclusively,
     make_directory_durable,
+    whole_file,
     write_file_atomic,
 )
 
@@ -34,6 +36,22 @@ def test_a_failed_atomic_write_keeps_the_old_file(tmp_path, monkeypatch) -> None
         write_file_atomic(str(target), b"new")
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_kill_left_of_an_atomic_write_goes_with_the_next(tmp_path) -> None:
+    process = os.fork()
+    if process == 0:
+        with whole_file(str(tmp_path / "file"), mode=0o600, sweep=True) as file:
+            file.write(b"half of what was to be wri")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
+    (tmp_path / "file2.tmp-0123456789abcdef").write_bytes(b"of another file")
+    assert len(os.listdir(tmp_path)) == 2
+    with whole_file(str(tmp_path / "file"), mode=0o600, sweep=True) as living:
+        living.write(b"slow")
+        write_file_atomic(str(tmp_path / "file"), b"quick")
+    assert (tmp_path / "file").read_bytes() == b"slow"
+    assert sorted(os.listdir(tmp_path)) == ["file", "file2.tmp-0123456789abcdef"]
 
 
 def test_directories_are_made_with_their_parents(tmp_path) -> None:

@@ -122,7 +122,11 @@ def test_damaged_format_file_is_corruption(data):
 def test_store_of_another_user_is_refused(tmp_path, monkeypatch):
     make_store(tmp_path / "s")
     os.chown(tmp_path / "s", 4242, 4242)
-    open_store(str(tmp_path / "s"))  # root may
+    with pytest.raises(AccessDenied):
+        open_store(str(tmp_path / "s"))  # nor may root
+    open_store(str(tmp_path / "s"), sudo_user=4242)
+    with pytest.raises(AccessDenied):
+        open_store(str(tmp_path / "s"), sudo_user=4343)
     monkeypatch.setattr(layout_module.os, "geteuid", lambda: 4343)
     with pytest.raises(AccessDenied):
         open_store(str(tmp_path / "s"))
@@ -213,3 +217,10 @@ def test_layout_paths_stay_inside_home(tmp_path):
     dot = DotId(b"\xff" * 16)
     for path in (layout.dot_dir(dot), layout.tree_dir(dot, "x"), layout.stat_cache_file(dot, "x")):
         assert path.startswith(str(tmp_path) + "/dots/" + "ff" * 16)
+
+
+def test_a_format_that_cannot_be_read_is_a_storage_failure(tmp_path):
+    layout = Layout(str(tmp_path))
+    (tmp_path / "format").mkdir()  # EISDIR stands for what a dying disk says
+    with pytest.raises(StorageFailed, match="format"):
+        layout.read_format()

@@ -182,7 +182,7 @@ def test_a_stop_at_any_step_loses_nothing(store, monkeypatch, step: str) -> None
     with monkeypatch.context() as patch:
         if step == "removing some":
             removed: list[str] = []
-            remove = pack_consolidation.remove_if_there
+            remove = pack_index.remove_if_there
 
             def remove_three(path: str) -> None:
                 if len(removed) == 3:
@@ -190,14 +190,14 @@ def test_a_stop_at_any_step_loses_nothing(store, monkeypatch, step: str) -> None
                 removed.append(path)
                 remove(path)
 
-            patch.setattr(pack_consolidation, "remove_if_there", remove_three)
+            patch.setattr(pack_index, "remove_if_there", remove_three)
         else:
             where = {
                 "copying": (pack_consolidation, "_append"),
                 "renaming": (pack_consolidation.PackBuilder, "finish"),
                 "syncing": (pack_consolidation, "fsync_directory"),
                 "indexing": (store.sealed.index, "_replace"),
-                "removing": (pack_consolidation, "remove_if_there"),
+                "removing": (pack_index, "remove_if_there"),
             }[step]
             if step == "renaming":
                 # The new pack's own seal calls it first.

@@ -15,8 +15,8 @@ from dmsync.core.ids import Kind, ObjectId, object_id, short_key
 from dmsync.core.objects import ROOT_ENTRY, Commit, Entry, EntryKind, Layout
 from dmsync.core.pages import DIRECTORY, MANIFEST, Page, Span, encode_page
 from dmsync.core.records import STEPS_MAX, BaseSlice, Encoding, Record, encode_record
-from dmsync.engine.file_content import check_content
-from dmsync.errors import BadObject, Corruption, ObjectMissing
+from dmsync.engine.content_checks import check_content
+from dmsync.errors import BadObject, Corruption, ObjectMissing, StorageFailed
 from dmsync.storage.object_store import ObjectStore
 from dmsync.storage.packs import HEADER_BYTES
 from dmsync.storage.quarantine import Quarantine
@@ -408,6 +408,27 @@ def large_chunks(count: int) -> list[bytes]:
     return [random.Random(number).randbytes(400_000 + number) for number in range(count)]
 
 
+def test_a_part_that_is_a_sealed_pack_as_well_is_left_alone(sender, store) -> None:
+    """After a loss of power in a promotion btrfs has the file under both of its names."""
+    sent = sent_records(sender)
+    with Quarantine(store) as quarantine:
+        for _, _, record in sent[:4]:
+            quarantine.receive(record)
+        (part,) = parts(store)
+        (sealed,) = quarantine.promote()
+    pack = Path(store.sealed.directory, sealed.name)
+    content = pack.read_bytes()
+    os.link(pack, part)
+    with Quarantine(store) as quarantine:
+        for _, _, record in sent[4:]:
+            quarantine.receive(record)
+        assert part not in parts(store)
+        quarantine.promote()
+    assert pack.read_bytes() == content and pack.stat().st_nlink == 1
+    for kind, oid, _ in sent:
+        assert store.read(kind, oid) == sender.read(kind, oid)
+
+
 def test_a_large_session_is_in_its_part_when_it_was_synced(store) -> None:
     chunks = large_chunks(40)
     with Quarantine(store) as quarantine:
@@ -468,3 +489,24 @@ def test_a_chunk_that_the_disk_changed_meanwhile_does_not_pass_for_a_file(store)
             for _ in check_content(quarantine, entry):
                 pass
         quarantine.discard()
+
+
+def test_a_part_whose_sync_failed_is_never_taken_up_again(sender, store, monkeypatch):
+    """The kernel drops what it could not write and calls it clean: the next fsync would lie."""
+    records = sent_records(sender)
+    real = os.fsync
+
+    def failing(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".part"):
+            raise OSError(5, "Input/output error")
+        real(fd)
+
+    with pytest.raises(StorageFailed), Quarantine(store) as quarantine:
+        for _, _, record in records:
+            quarantine.receive(record)
+        monkeypatch.setattr(os, "fsync", failing)
+        quarantine.promote()
+    monkeypatch.undo()
+    with Quarantine(store) as quarantine:
+        assert quarantine.received_ids == set()
+        assert not any(quarantine.has(kind, oid) for kind, oid, _ in records)

@@ -191,7 +191,7 @@ def test_fsck_finds_a_catalog_that_is_not_what_the_log_says(dm: Dm, app: Path) -
 
     dm.run("commit", "-m", "first")
     connection = sqlite3.connect(dm.home / "catalog.sqlite")
-    connection.execute("UPDATE dots SET owner = 'somebody else'")
+    connection.execute("UPDATE commits SET reachable = reachable + 7")
     connection.commit()
     connection.close()
     report = dm.json("fsck", code=16)

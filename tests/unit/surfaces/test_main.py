@@ -1,4 +1,5 @@
 import ast
+import errno
 import json
 import os
 import signal
@@ -251,6 +252,15 @@ def test_ctrl_c_is_exit_code_130(
 
 
 # --- as a process ---------------------------------------------------------------------------------
+
+
+def test_a_damaged_filesystem_is_no_bug(
+    failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(OSError(errno.EUCLEAN, "Structure needs cleaning", "/srv/store/dots"))
+    assert main(["--json", "version"]) == 1
+    error = json.loads(capsys.readouterr().err)
+    assert error["code"] == "storage" and "/srv/store/dots" in error["message"]
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -38,3 +38,46 @@ def test_sources() -> None:
     assert source_of("2001:db8::1") != source_of("2001:db8:0:1::1")
     assert source_of("::ffff:10.0.0.1") == source_of("10.0.0.1")
     assert source_of("/run/socket") == "/run/socket"
+
+
+def test_who_logs_in_takes_the_place_of_who_stalls() -> None:
+    """A hundred connections of ten sources wait; a new source gets in, and the oldest of the
+    busiest goes."""
+    ended: list[int] = []
+    admission = Admission(ServerLimits(), lambda: 0.999, lambda: 0.0)
+    for number in range(100):
+        source = f"10.0.0.{number % 10}"
+        assert admission.admits(source, lambda number=number: ended.append(number))
+    assert not admission.admits("10.0.0.1"), "a source that has its share"
+
+    def stay() -> None:
+        raise AssertionError("it logs in")
+
+    assert admission.admits("10.0.1.1", stay)
+    assert ended == [0]
+    admission.authenticated("10.0.1.1", stay)
+    admission.closed("10.0.1.1", stay, was_authenticated=True)
+    assert admission.connections_count == 99
+
+
+def test_one_of_each_source_gives_way_only_when_it_has_stalled() -> None:
+    now_s = 0.0
+    ended: list[int] = []
+    admission = Admission(ServerLimits(), lambda: 0.999, lambda: now_s)
+    for number in range(100):
+        assert admission.admits(f"10.0.{number}.1", lambda number=number: ended.append(number))
+    assert not admission.admits("10.1.0.1") and not ended
+    now_s = 10.0
+    assert admission.admits("10.1.0.1") and ended == [0]
+
+
+def test_a_source_of_logins_gets_in_though_all_places_are_fresh() -> None:
+    admission = Admission(ServerLimits(), lambda: 0.999, lambda: 0.0)
+    assert admission.admits("10.9.9.9")
+    admission.authenticated("10.9.9.9")
+    ended: list[int] = []
+    for number in range(100):
+        assert admission.admits(f"10.0.{number}.1", lambda number=number: ended.append(number))
+    assert not admission.admits("10.1.0.1")
+    assert admission.admits("10.9.9.9") and ended == [0]
+    assert not admission.admits("10.1.0.1") and ended == [0], "nor does it give way itself"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dmsync import errors
+from dmsync.core import objects
 from dmsync.core.encoding import encode
 from dmsync.core.ids import DotId, ObjectId
 from dmsync.errors import NotADmServer, ProtocolError, VersionMismatch
@@ -52,6 +53,9 @@ from dmsync.wire.messages import (
     RefUpdate,
     RefValue,
     Result,
+    Share,
+    ShareAction,
+    Shared,
     Signatures,
     Update,
     frame_from_message,
@@ -86,6 +90,8 @@ MESSAGES: dict[str, Message] = {
     ),
     "signatures": Signatures(TRANSFER, ((ID, b"-----BEGIN SSH SIGNATURE-----\n"), (OTHER, b"x"))),
     "list-dots": ListDots(),
+    "share": Share(ShareAction.ADD, "ann"),
+    "shared": Shared(("ann", "bob")),
     "dots-reply": DotsReply("admin", (DotValue(DOT, "admin", "apples", "master", 2),), last=False),
     "known": KnownQuery((ID, OTHER)),
     "known-reply": KnownReply(b"\0\2"),
@@ -214,7 +220,12 @@ def test_frames_do_not_depend_on_how_the_stream_is_cut(size: int) -> None:
 
 def test_limits_are_those_of_the_specification() -> None:
     tables = tomllib.loads((ROOT / "protocol/limits.toml").read_text())
-    written = {name: value for table in tables.values() for name, value in table.items()}
+    tree = tables.pop("tree")
+    assert tree == {name: getattr(objects, name) for name in tree}
+    elsewhere = ("encoding", "objects", "tree")  # test_limits.py compares those
+    written = {
+        k: v for name, table in tables.items() if name not in elsewhere for k, v in table.items()
+    }
     assert written == {k: v for k, v in vars(limits).items() if k.isupper() and k != "MAGIC"}
 
 
