@@ -1,4 +1,4 @@
-"""Lengths of time as people write them for the grace: `14d`, `36h`, `90m`, `0`."""
+"""Lengths of time as people write them: `36h`, `14d`, `2w`, `6m`, `1y`. One meaning everywhere."""
 
 import re
 from typing import Final
@@ -7,22 +7,28 @@ from dmsync.core.names import shown
 from dmsync.errors import UsageError
 
 _NS: Final = 1_000_000_000
-_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION: Final = re.compile(r"(?:[0-9]{1,9}[smhdw])+", re.ASCII)
+_DAY_S: Final = 86_400
+_UNITS_S: Final = {
+    "h": 3600,
+    "d": _DAY_S,
+    "w": 7 * _DAY_S,
+    "m": 30 * _DAY_S,
+    "y": 365 * _DAY_S,
+}
+_DURATION: Final = re.compile(r"(?:[0-9]{1,6}[hdwmy])+", re.ASCII)
+
+
+def parse_duration(text: str) -> int:
+    """Nanoseconds of `36h`, `14d`, `2w`, `6m`, `1y` or several in a row (`1y6m`); a month is 30
+    days, a year 365. Raises UsageError."""
+    if not _DURATION.fullmatch(text):
+        raise UsageError(
+            f"cannot read the duration {shown(text)}", hint="a number and h, d, w, m or y: 14d"
+        )
+    parts = re.findall(r"([0-9]+)([hdwmy])", text)
+    return sum(int(number) * _UNITS_S[unit] for number, unit in parts) * _NS
 
 
 def parse_grace(text: str) -> int:
-    """Nanoseconds of `14d`, `36h`, `90m` (minutes), several in a row (`1d12h`), or `0`.
-
-    Raises:
-        UsageError
-    """
-    if text == "0":
-        return 0
-    if not _DURATION.fullmatch(text):
-        raise UsageError(
-            f"cannot read the duration {shown(text)}",
-            hint="a number and m (minutes), h, d or w, such as 14d; or 0",
-        )
-    parts = re.findall(r"([0-9]+)([smhdw])", text)
-    return sum(int(number) * _UNITS_S[unit] for number, unit in parts) * _NS
+    """The same, or `0`: no grace at all. Raises UsageError."""
+    return 0 if text == "0" else parse_duration(text)

@@ -6,28 +6,17 @@ wrong clock nor a long pause makes everything old. Running the rules again on wh
 the same.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from dmsync.core.ids import ObjectId
-from dmsync.core.names import shown
-from dmsync.errors import UsageError
 
 COUNT_MAX: Final = 1_000_000
 _NS: Final = 1_000_000_000
 _DAY_S: Final = 86_400
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_UNITS_S: Final = {
-    "h": 3600,
-    "d": _DAY_S,
-    "w": 7 * _DAY_S,
-    "m": 30 * _DAY_S,
-    "y": 365 * _DAY_S,
-}
-_DURATION: Final = re.compile(r"(?:[0-9]{1,6}[hdwmy])+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +95,3 @@ def _keep_newest_of_each(
         if bucket not in seen:
             seen.add(bucket)
             verdict.reasons.append(name)
-
-
-def parse_duration(text: str) -> int:
-    """Nanoseconds of `36h`, `14d`, `2w`, `6m`, `1y` or several in a row (`1y6m`); a month is 30
-    days, a year 365. Raises UsageError."""
-    if not _DURATION.fullmatch(text):
-        raise UsageError(
-            f"cannot read the duration {shown(text)}", hint="a number and h, d, w, m or y: 14d"
-        )
-    parts = re.findall(r"([0-9]+)([hdwmy])", text)
-    return sum(int(number) * _UNITS_S[unit] for number, unit in parts) * _NS

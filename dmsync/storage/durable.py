@@ -99,7 +99,7 @@ def _new_file(prefix: bytes, mode: int, *, locked: bool) -> tuple[int, bytes]:
         path = prefix + os.urandom(8).hex().encode()
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         # somebody who sweeps may have found it in the moment before it was locked
-        if not locked or (lock_exclusively(fd, wait=False) and _is_at(fd, path)):
+        if not locked or (lock_exclusively(fd, wait=False) and is_at(fd, path)):
             return fd, path
         os.close(fd)
 
@@ -115,13 +115,13 @@ def _remove_dead(directory: bytes, prefix: bytes) -> None:
         except OSError:
             continue  # it has just got its name, or is not ours
         try:
-            if lock_exclusively(fd, wait=False) and _is_at(fd, path):
+            if lock_exclusively(fd, wait=False) and is_at(fd, path):
                 remove_if_there(path)
         finally:
             os.close(fd)
 
 
-def _is_at(fd: int, path: bytes) -> bool:
+def is_at(fd: int, path: Path) -> bool:
     """Is the open file the one that `path` names?"""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))

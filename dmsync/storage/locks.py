@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from dmsync.errors import Busy, StorageFailed
-from dmsync.storage.durable import storage_errors
+from dmsync.storage.durable import is_at, storage_errors
 
 _POLL_SECONDS_MAX: Final = 0.02
 _POLL_SECONDS_FIRST: Final = 0.001
@@ -143,7 +143,7 @@ class ProofOfLife:
             with storage_errors(f"making {self._path}"):
                 file = os.open(self._path, flags, 0o600)
             # somebody who sweeps may have found it in the moment before it was locked
-            if _try_lock(file, shared=False) and _is_at(file, self._path):
+            if _try_lock(file, shared=False) and is_at(file, self._path):
                 self._file = file
             else:
                 os.close(file)
@@ -186,18 +186,10 @@ def remove_if_dead(path: str) -> None:
     except OSError:
         return
     try:
-        if _try_lock(file, shared=False) and _is_at(file, path):
+        if _try_lock(file, shared=False) and is_at(file, path):
             _unlink_quietly(path)
     finally:
         os.close(file)
-
-
-def _is_at(file: int, path: str) -> bool:
-    """Is the open file the one that `path` names?"""
-    try:
-        return os.path.samestat(os.fstat(file), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False
 
 
 def _unlink_quietly(path: str) -> None:

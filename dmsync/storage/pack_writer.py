@@ -32,7 +32,7 @@ from dmsync.storage.chunk_forms import (
 )
 from dmsync.storage.durable import lock_exclusively, remove_if_there, storage_errors
 from dmsync.storage.object_reading import Decoded, ObjectReader
-from dmsync.storage.pack_consolidation import TEMPORARY_PREFIX as TEMPORARY_PREFIX
+from dmsync.storage.pack_consolidation import TEMPORARY_PREFIX
 from dmsync.storage.packs import PACK_BYTES_MAX, PackBuilder, PackInfo, Place
 from dmsync.storage.stages import stage
 

@@ -35,7 +35,7 @@ _FLAGS: Final = frozenset(
 )
 _OPTION: Final = re.compile(r'([A-Za-z0-9-]+)(?:="((?:[^"\\]|\\")*)")?', re.ASCII)
 _ADDRESS_PATTERN: Final = re.compile(r"[0-9a-fA-F:.*?]+", re.ASCII)
-_USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
+USER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 """A user's name is a namespace."""
 
 
@@ -167,7 +167,7 @@ def _dots(value: str | None) -> tuple[str, ...] | None:
 
 
 def _user(value: str | None) -> str | None:
-    if value is not None and not _USER.fullmatch(value):
+    if value is not None and not USER_NAME.fullmatch(value):
         raise ValueError(f"dm-user is no user name: {value!r}")
     return value
 

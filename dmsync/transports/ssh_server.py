@@ -8,7 +8,6 @@ same as known ones.
 import asyncio
 import logging
 import os
-import re
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -25,7 +24,7 @@ from dmsync.engine.ports import ByteStream
 from dmsync.engine.refusals import note
 from dmsync.errors import AccessDenied, ConfigError, DmError
 from dmsync.transports.admission import Admission, ServerLimits
-from dmsync.transports.authorized_keys import AuthorizedKey, AuthorizedKeys
+from dmsync.transports.authorized_keys import USER_NAME, AuthorizedKey, AuthorizedKeys
 from dmsync.transports.memory_tuning import pad_heap
 from dmsync.transports.remote_command import SUBSYSTEM, requested_home
 from dmsync.transports.server_host_key import read_or_make_host_key
@@ -33,7 +32,6 @@ from dmsync.transports.ssh_channel import ChannelStream
 from dmsync.transports.ssh_library import TRANSPORT_OPTIONS, asyncssh
 
 LOG: Final = logging.getLogger("dmsync.transports")
-_USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 _OFFERED_KEYS_MAX: Final = 8
 """Of a refused login so many keys are told."""
 
@@ -300,7 +298,7 @@ class _Connection(asyncssh.SSHServer):
 
     def _is_namespace(self, user: str) -> bool:
         """A user's dots live in the namespace of that name; the owner's name need not be one."""
-        return user == self._server.settings.owner or _USER.fullmatch(user) is not None
+        return user == self._server.settings.owner or USER_NAME.fullmatch(user) is not None
 
     def auth_completed(self) -> None:
         self._is_authenticated = True

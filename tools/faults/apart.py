@@ -53,6 +53,13 @@ def _check(result: int, what: str) -> None:
         raise OSError(number, os.strerror(number), what)
 
 
+def have_own_mounts() -> None:
+    """From now on mounts of this process and its children are seen by them alone. Raises
+    OSError."""
+    _check(_LIBC.unshare(_CLONE_NEWNS), "unshare")
+    mount("none", "/", "none", _MS_REC_PRIVATE)
+
+
 def die_with_parent() -> None:
     """Let the kernel kill this process when the one that made it ends."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

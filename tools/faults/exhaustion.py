@@ -5,7 +5,6 @@ by a typed error, say nothing untrue, and leave what the next command works with
 enough again.
 """
 
-import ctypes
 import os
 import resource
 import signal
@@ -19,17 +18,15 @@ from random import Random
 from typing import Final
 
 from tools.faults import forked
+from tools.faults.apart import have_own_mounts, mount, unmount
 from tools.faults.row import Budget, Row
 from tools.faults.scenes import SCENES, Scene, forked_once
 
 MIB: Final = 1024 * 1024
-DISK_BYTES: Final = 256 * MIB
+_ENOUGH: Final = "size=256m,nr_inodes=100000"
 PATIENCE_S: Final = 100.0
 """Beyond the time after which a peer that says nothing is given up."""
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_CLONE_NEWNS: Final = 0x20000
 _MS_REMOUNT: Final = 0x20
-_MS_REC_PRIVATE: Final = 0x44000
 
 Limit = Callable[[], None]
 
@@ -48,7 +45,7 @@ class Resource:
 def run(budget: Budget) -> list[Row]:
     """One row for each resource, with the tries divided among them."""
     forked_once()
-    _own_mounts()
+    have_own_mounts()
     templates = _prepare(budget)
     total = budget.count or len(RESOURCES) * len(templates)
     return [
@@ -152,7 +149,8 @@ def _little_space(disk: str, free_bytes: int) -> None:
 
 def _few_inodes(disk: str, free: int) -> None:
     found = os.statvfs(disk)
-    _mount(disk, _MS_REMOUNT, f"nr_inodes={found.f_files - found.f_ffree + free}")
+    inodes = found.f_files - found.f_ffree + free
+    mount("tmpfs", disk, "tmpfs", _MS_REMOUNT, f"nr_inodes={inodes}")
 
 
 def _plenty(disk: str) -> None:
@@ -160,7 +158,7 @@ def _plenty(disk: str) -> None:
         os.unlink(os.path.join(disk, "fill"))
     except FileNotFoundError:
         pass
-    _mount(disk, _MS_REMOUNT, f"size={DISK_BYTES},nr_inodes=100000")
+    mount("tmpfs", disk, "tmpfs", _MS_REMOUNT, _ENOUGH)
 
 
 def _pages(most: int) -> Callable[[Random], int]:
@@ -182,28 +180,11 @@ RESOURCES: Final = {
 # --- disks ---------------------------------------------------------------------------------------
 
 
-def _own_mounts() -> None:
-    """Mounts of this process are seen, and stay, in this process and its children only."""
-    _check(_LIBC.unshare(_CLONE_NEWNS), "unshare")
-    _check(_LIBC.mount(b"none", b"/", None, _MS_REC_PRIVATE, None), "mount")
-
-
 @contextmanager
 def _disk(path: str) -> Iterator[None]:
     os.makedirs(path, exist_ok=True)
-    _mount(path, 0, f"size={DISK_BYTES},nr_inodes=100000,mode=700")
+    mount("tmpfs", path, "tmpfs", data=f"{_ENOUGH},mode=700")
     try:
         yield
     finally:
-        _check(_LIBC.umount2(path.encode(), 2), f"umount {path}")
-
-
-def _mount(path: str, flags: int, options: str) -> None:
-    done = _LIBC.mount(b"tmpfs", path.encode(), b"tmpfs", flags, options.encode())
-    _check(done, f"mount {path} {options}")
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        unmount(path, lazily=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dmsync.core.delta import compress, compress_with_prefix, decompress
+from dmsync.core.durations import parse_duration
 from dmsync.core.encoding import decode, encode
 from dmsync.core.events import operation_from_value
 from dmsync.core.ids import DotId, Kind, ObjectId, object_id, short_key
@@ -36,7 +37,6 @@ from dmsync.core.records import (
     encode_record,
     parse_record,
 )
-from dmsync.core.retention import parse_duration
 from dmsync.core.revisions import parse_revision_or_range, split_path
 from dmsync.core.sshsig import parse_signature
 from dmsync.engine.allowed_signers import read_allowed_signers

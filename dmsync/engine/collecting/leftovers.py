@@ -184,7 +184,7 @@ def sweep_quarantine(store: Store, dot: DotId, grace: Grace, *, dry_run: bool) -
         if path.endswith(PART_SUFFIX) and _is_older(path, grace):
             _remove_file(path, removed, dry_run=dry_run)
     for path in _listed(store.layout.packs_dir(dot)):
-        if os.path.basename(path).startswith(TEMPORARY_PREFIX) and not _is_locked(path):
+        if os.path.basename(path).startswith(TEMPORARY_PREFIX) and not is_alive(path):
             _remove_file(path, removed, dry_run=dry_run)
     return removed
 
@@ -216,10 +216,6 @@ def _is_older(path: str, grace: Grace) -> bool:
         return os.stat(path, follow_symlinks=False).st_mtime_ns < grace.oldest_ns
     except FileNotFoundError:
         return False
-
-
-def _is_locked(path: str) -> bool:
-    return is_alive(path)  # the same kind of lock
 
 
 def _listed(directory: str) -> Iterator[str]:

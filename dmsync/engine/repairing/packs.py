@@ -9,8 +9,8 @@ from dmsync.core.ids import DotId
 from dmsync.errors import Corruption, FormatUnsupported
 from dmsync.storage.durable import fsync_directory, make_directory_durable, storage_errors
 from dmsync.storage.object_store import ObjectStore
+from dmsync.storage.pack_consolidation import TEMPORARY_PREFIX
 from dmsync.storage.pack_rescue import HarmedPack, Rescue
-from dmsync.storage.pack_writer import TEMPORARY_PREFIX
 from dmsync.storage.packs import (
     HEADER_BYTES,
     PACK_SUFFIX,

@@ -17,7 +17,7 @@ _NS_PER_HOUR = 3600 * 1_000_000_000
 
 @click.command("df", cls=DmCommand, epilog="Example: dm df shop")
 @click.argument("dot", required=False, type=DOT)
-@click.option("--grace", metavar="DURATION", help="As of dm gc: 14d (default), 36h, 90m, 0.")
+@click.option("--grace", metavar="DURATION", help="As of dm gc: 14d (default), 36h, 2w, 0.")
 @query_options
 @click.pass_obj
 def df_command(invocation: Invocation, dot: str | None, grace: str | None) -> None:

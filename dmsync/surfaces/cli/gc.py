@@ -21,7 +21,7 @@ WARNED_EXIT: Final = 3
 @click.option(
     "--grace",
     metavar="DURATION",
-    help="How long undo can bring things back: 14d (default), 36h, 90m; 0: not at all.",
+    help="How long undo can bring things back: 14d (default), 36h, 2w; 0: not at all.",
 )
 @changing_options
 @click.pass_obj

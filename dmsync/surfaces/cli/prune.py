@@ -68,7 +68,8 @@ def prune_command(
     Undo cannot bring back what was thinned.
     --dry-run shows each commit with its reasons.
     """
-    from dmsync.core.retention import RetentionPolicy, parse_duration
+    from dmsync.core.durations import parse_duration
+    from dmsync.core.retention import RetentionPolicy
     from dmsync.engine.prune import PruneRequest, prune
 
     policy = RetentionPolicy(

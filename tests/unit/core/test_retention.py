@@ -3,13 +3,11 @@
 import random
 from datetime import UTC, datetime, timedelta
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmsync.core.ids import ObjectId
-from dmsync.core.retention import Learnt, RetentionPolicy, Verdict, judge, parse_duration
-from dmsync.errors import UsageError
+from dmsync.core.retention import Learnt, RetentionPolicy, Verdict, judge
 
 START = datetime(2026, 1, 31, 23, 30, tzinfo=UTC)
 HOUR_NS = 3_600_000_000_000
@@ -100,17 +98,3 @@ def test_a_backup_every_hour_pruned_every_hour_ends_as_pruned_once() -> None:
     for commit in commits:
         survivors = [v.commit for v in judge([*survivors, commit], policy) if v.reasons]
     assert {c.id for c in survivors} == {v.commit.id for v in judge(commits, policy) if v.reasons}
-
-
-@pytest.mark.parametrize(
-    ("text", "hours"),
-    [("36h", 36), ("2d", 48), ("1w", 168), ("1m", 720), ("1y6m", 365 * 24 + 6 * 720)],
-)
-def test_durations(text: str, hours: int) -> None:
-    assert parse_duration(text) == hours * HOUR_NS
-
-
-@pytest.mark.parametrize("text", ["", "5", "h", "-1h", "1.5h", "1 h", "1s", "9999999d", "１h"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_duration(text)
